@@ -1,0 +1,1 @@
+"""One module for each subcommand, each with a run() that reads like its manual page."""

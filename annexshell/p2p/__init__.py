@@ -1,0 +1,1 @@
+"""The line-based P2P protocol."""

@@ -1,0 +1,107 @@
+"""The only place that moves content bytes, by whatever the two ends allow (spec: design "relay")."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+
+from annexshell.errors import Hangup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BUFFER_SIZE = 1 << 18  # large enough that system calls do not count, small enough to stay in the cache
+
+
+class Source(ABC):
+    """Where content bytes come from; whoever consumes it knows how many there are."""
+
+    @abstractmethod
+    def readinto(self, view: memoryview) -> int:
+        """Fill the start of VIEW and say how much of it, 0 at the end."""
+
+    def file(self) -> tuple[int, int] | None:
+        """A descriptor of a regular file that does not change, and the offset to read from; None if it is none.
+
+        Only then may bytes go from the page cache to the reader without a copy: a copy-less pipe shows later writes
+        to the file although its bytes were "sent" before.
+        """
+        return None
+
+
+class FileSource(Source):
+    """A regular file from an offset on. The descriptor stays its owner's."""
+
+    __slots__ = ("_fd", "_frozen", "_offset")
+
+    def __init__(self, fd: int, offset: int, *, frozen: bool) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._frozen = frozen
+
+    def readinto(self, view: memoryview) -> int:
+        count = os.preadv(self._fd, [view], self._offset)
+        self._offset += count
+        return count
+
+    def file(self) -> tuple[int, int] | None:
+        return (self._fd, self._offset) if self._frozen else None
+
+
+class BytesSource(Source):
+    """Bytes in memory."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = memoryview(data)
+
+    def readinto(self, view: memoryview) -> int:
+        count = min(len(view), len(self._rest))
+        view[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+
+class ShortSource(Hangup):
+    """A source ended before the length that was announced."""
+
+
+def to_descriptor(source: Source, length: int, out: int) -> None:
+    """Copy exactly LENGTH bytes to the descriptor OUT. Raises ShortSource, OSError."""
+    place = source.file()
+    if place is not None:
+        length -= _sendfile(out, *place, length)
+        if length == 0:
+            return
+        raise ShortSource("the file became shorter while it was sent")
+    to_callable(source, length, lambda view: write_all(out, view))
+
+
+def to_callable(source: Source, length: int, consume: Callable[[memoryview], object]) -> None:
+    """Hand exactly LENGTH bytes to CONSUME, piece by piece, in a buffer that is reused. Raises ShortSource."""
+    buffer = memoryview(bytearray(min(length, BUFFER_SIZE)))
+    while length:
+        count = source.readinto(buffer[: min(length, len(buffer))])
+        if count == 0:
+            raise ShortSource(f"{length} bytes are missing")
+        consume(buffer[:count])
+        length -= count
+
+
+def write_all(fd: int, data: memoryview | bytes) -> None:
+    """os.write() until all of it is written."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sendfile(out: int, fd: int, offset: int, length: int) -> int:
+    sent = 0
+    while sent < length:
+        count = os.sendfile(out, fd, offset + sent, min(length - sent, 1 << 30))
+        if count == 0:
+            break
+        sent += count
+    return sent

@@ -1,0 +1,132 @@
+"""The one idea: everything is a Repository, wherever it may be, and the doors serve Repositories.
+
+A request is a method call; what it may raise is part of the interface. Content moves between descriptors, so that
+whoever has both ends can let the kernel do it (see :mod:`annexshell.relay`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from annexshell.key import Key
+from annexshell.uuid import UUID
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
+
+    from annexshell.relay import Source
+
+    # The name of a work tree file that the client gave, for display and preferred content only: never a path.
+    AssociatedFile: TypeAlias = bytes | None
+    # Seconds on the clock of the repository, which counts from some moment of its own (GETTIMESTAMP).
+    Timestamp: TypeAlias = int
+
+VALID = True
+INVALID = False
+
+
+class Outcome:
+    """Whether it was done, and the uuids of other repositories for which it was done at the same time."""
+
+    __slots__ = ("done", "uuids")
+
+    def __init__(self, done: bool, uuids: tuple[UUID, ...] = ()) -> None:
+        self.done = done
+        self.uuids = uuids
+
+    def __bool__(self) -> bool:
+        return self.done
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.done}, {self.uuids})"
+
+
+class AlreadyHave:
+    """The answer to a put of content that is there, and the uuids of other repositories that have it."""
+
+    __slots__ = ("uuids",)
+
+    def __init__(self, uuids: tuple[UUID, ...] = ()) -> None:
+        self.uuids = uuids
+
+
+class Content(ABC):
+    """Content being sent, from an offset to its end. Used in a ``with``."""
+
+    length: int  # bytes that source will give, neither more nor less
+    source: Source
+
+    @abstractmethod
+    def still_valid(self) -> bool:
+        """After the bytes were read: whether they were the key's content all the time."""
+
+    def acknowledge(self, received: bool) -> None:
+        """Tell what the receiver said of it; not called when the receiver is gone."""
+
+
+class Upload(ABC):
+    """Content being received. Used in a ``with``; leaving it without :meth:`receive` gives the transfer up."""
+
+    offset: int  # where the sender should start
+
+    @abstractmethod
+    def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
+        """Take LENGTH bytes from SOURCE, then ask the sender whether they were valid, and store them.
+
+        ``validity`` is called once, after the last byte, and gives VALID, INVALID, or None where the sender did
+        not say. Raises TransferRefused before the first byte is read, and Hangup when SOURCE ends early (what
+        arrived is kept for resuming).
+        """
+
+    @abstractmethod
+    def check_stored(self) -> bool:
+        """The sender stored the content by other means (DATA-PRESENT): whether it is there; records it."""
+
+
+class Repository(ABC):
+    """What can be asked of a repository, be it on this disk or somewhere else."""
+
+    uuid: UUID
+    protocol_version: int  # the highest version of the P2P protocol that it can honour end to end
+
+    @abstractmethod
+    def checkpresent(self, key: Key) -> bool:
+        """Whether the whole content is there. Raises RepositoryError when that cannot be told."""
+
+    @abstractmethod
+    def lockcontent(self, key: Key) -> AbstractContextManager[ContentLock]:
+        """Keep the content from being removed during a ``with`` block. Raises NotLocked on entering."""
+
+    @abstractmethod
+    def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
+        """Remove the content, unless the clock has reached BEFORE by the time that it is locked for removal.
+
+        Done also when it was not there. Raises ContentLocked.
+        """
+
+    @abstractmethod
+    def gettimestamp(self) -> Timestamp:
+        """The repository's clock."""
+
+    @abstractmethod
+    def get(self, key: Key, offset: int, file: AssociatedFile) -> AbstractContextManager[Content]:
+        """Send the content from OFFSET on. Raises NotPresent on entering."""
+
+    @abstractmethod
+    def put(self, key: Key, file: AssociatedFile) -> AbstractContextManager[Upload | AlreadyHave]:
+        """Receive the content."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what was begun: record the session's changes, end connections."""
+
+
+class ContentLock(ABC):
+    """A held lock on content."""
+
+    @abstractmethod
+    def keep(self) -> None:
+        """Let the lock's retention time run on after the ``with``: the holder vanished without unlocking."""
