@@ -18,7 +18,7 @@ class BadKey(ValueError):
     """Bytes that are not a key."""
 
 
-def _number(digits: bytes) -> int:
+def number(digits: bytes) -> int:
     """int() without its limit on the number of digits, which keys do not have."""
     value = 0
     for start in range(0, len(digits), 4000):
@@ -67,7 +67,7 @@ class Key:
             if dot >= 0 and len(name) - dot > _MAX_EXTENSION:
                 raise BadKey("the key's file extension is too long")
         if b"m" in found:
-            mtime = _number(found[b"m"]) & 0xFFFFFFFFFFFFFFFF
+            mtime = number(found[b"m"]) & 0xFFFFFFFFFFFFFFFF
             found[b"m"] = b"%d" % (mtime - (1 << 64) if mtime >> 63 else mtime)
         self.size, self.mtime, self.chunksize, self.chunknum = (
             _number_or_none(found.get(field)) for field in _FIELDS
@@ -137,7 +137,7 @@ class Key:
 def _number_or_none(digits: bytes | None) -> int | None:
     if digits is None:
         return None
-    return -_number(digits[1:]) if digits[:1] == b"-" else _number(digits)
+    return -number(digits[1:]) if digits[:1] == b"-" else number(digits)
 
 
 def _unescape(piece: bytes) -> bytes:

@@ -14,8 +14,10 @@ from annexshell.uuid import UUID
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from types import TracebackType
     from typing import TypeAlias
+
+    from typing_extensions import Self
 
     from annexshell.relay import Source
 
@@ -44,7 +46,19 @@ class Outcome:
         return f"Outcome({self.done}, {self.uuids})"
 
 
-class AlreadyHave:
+class Exchange(ABC):
+    """Something begun with a repository, which a ``with`` ends in any case."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class AlreadyHave(Exchange):
     """The answer to a put of content that is there, and the uuids of other repositories that have it."""
 
     __slots__ = ("uuids",)
@@ -52,9 +66,22 @@ class AlreadyHave:
     def __init__(self, uuids: tuple[UUID, ...] = ()) -> None:
         self.uuids = uuids
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass  # nothing was begun
 
-class Content(ABC):
-    """Content being sent, from an offset to its end. Used in a ``with``."""
+
+class ContentLock(Exchange):
+    """A held lock on content."""
+
+    @abstractmethod
+    def keep(self) -> None:
+        """Let the lock's retention time run on after the ``with``: the holder vanished without unlocking."""
+
+
+class Content(Exchange):
+    """Content being sent, from an offset to its end."""
 
     length: int  # bytes that source will give, neither more nor less
     source: Source
@@ -67,8 +94,8 @@ class Content(ABC):
         """Tell what the receiver said of it; not called when the receiver is gone."""
 
 
-class Upload(ABC):
-    """Content being received. Used in a ``with``; leaving it without :meth:`receive` gives the transfer up."""
+class Upload(Exchange):
+    """Content being received; leaving the ``with`` without :meth:`receive` gives the transfer up."""
 
     offset: int  # where the sender should start
 
@@ -97,8 +124,8 @@ class Repository(ABC):
         """Whether the whole content is there. Raises RepositoryError when that cannot be told."""
 
     @abstractmethod
-    def lockcontent(self, key: Key) -> AbstractContextManager[ContentLock]:
-        """Keep the content from being removed during a ``with`` block. Raises NotLocked on entering."""
+    def lockcontent(self, key: Key) -> ContentLock:
+        """Keep the content from being removed for as long as the lock is open. Raises NotLocked."""
 
     @abstractmethod
     def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
@@ -112,21 +139,13 @@ class Repository(ABC):
         """The repository's clock."""
 
     @abstractmethod
-    def get(self, key: Key, offset: int, file: AssociatedFile) -> AbstractContextManager[Content]:
-        """Send the content from OFFSET on. Raises NotPresent on entering."""
+    def get(self, key: Key, offset: int, file: AssociatedFile) -> Content:
+        """Send the content from OFFSET on. Raises NotPresent."""
 
     @abstractmethod
-    def put(self, key: Key, file: AssociatedFile) -> AbstractContextManager[Upload | AlreadyHave]:
-        """Receive the content."""
+    def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
+        """Receive the content. Raises TransferRefused, RepositoryError."""
 
     @abstractmethod
     def close(self) -> None:
         """Finish what was begun: record the session's changes, end connections."""
-
-
-class ContentLock(ABC):
-    """A held lock on content."""
-
-    @abstractmethod
-    def keep(self) -> None:
-        """Let the lock's retention time run on after the ``with``: the holder vanished without unlocking."""
