@@ -1,0 +1,124 @@
+"""The world of the interop tests: clients with a home of their own, ssh servers, repositories behind them.
+
+ANNEXSHELL_TEST_SERVER=real has the real git-annex-shell serve, to tell a wrong test from a wrong program.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interop.harness import Program, Repo, annexshell_program, environment, make_home, real_program, run
+from tests.interop.sshservers import AsyncSsh, ClientConfig, Sshd, find_sshd
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.interop)
+
+
+@pytest.fixture(scope="session")
+def server_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("server") / "home")
+
+
+@pytest.fixture(scope="session")
+def real_shell(server_home: Path, git_annex_path: Path) -> Program:
+    """The real git-annex-shell."""
+    return real_program(server_home, git_annex_path)
+
+
+@pytest.fixture(scope="session")
+def server(server_home: Path, git_annex_path: Path, real_shell: Program) -> Program:
+    """The program under test."""
+    chosen = os.environ.get("ANNEXSHELL_TEST_SERVER", "annexshell")
+    return {"annexshell": annexshell_program(server_home, git_annex_path), "real": real_shell}[chosen]
+
+
+@pytest.fixture(scope="session")
+def ssh(
+    tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program
+) -> Iterator[ClientConfig]:
+    """Running ssh servers; gives the client's configuration, in which every host name is a profile."""
+    profiles = {
+        "rw": server.forced_command(),
+        "readonly": server.forced_command({"GIT_ANNEX_SHELL_READONLY": "1"}),
+        "appendonly": server.forced_command({"GIT_ANNEX_SHELL_APPENDONLY": "1"}),
+        "filelimit": server.forced_command(prefix=["prlimit", f"--fsize={1 << 20}"]),
+        "real": real_shell.forced_command(),
+    }
+    client = ClientConfig(tmp_path_factory.mktemp("ssh"), profiles)
+    servers: list[Sshd | AsyncSsh] = [AsyncSsh(tmp_path_factory.mktemp("asyncssh"), client)]
+    if sshd := find_sshd():
+        servers.insert(0, Sshd(sshd, tmp_path_factory.mktemp("sshd"), client))
+    started: list[Sshd | AsyncSsh] = []
+    try:
+        for index, one in enumerate(servers):
+            one.start()
+            started.append(one)
+            for profile in profiles:
+                names = f"{profile}.{one.kind}" + (f" {profile}" if index == 0 else "")
+                client.add_host(names, profile, one.port, one.user(profile))
+        yield client
+    finally:
+        for one in started:
+            one.stop()
+
+
+@pytest.fixture
+def client_env(tmp_path: Path, ssh: ClientConfig, git_annex_path: Path) -> dict[str, str]:
+    """The environment of a client, with nothing in its home but the way to our ssh servers."""
+    assert shutil.which("ssh"), "the ssh program (openssh-client) is needed"
+    home = make_home(
+        tmp_path / "home",
+        f"\tssh-options = -F {ssh.path}\n\tsshcaching = false\n[core]\n\tsshCommand = {ssh.command}\n",
+    )
+    return environment(home, git_annex_path)
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, server_home: Path, git_annex_path: Path) -> Callable[..., Repo]:
+    """Makes repositories as their owner would on the server, with the real git-annex."""
+
+    def make(name: str = "server", *, bare: bool = True, version: int = 10, init: bool = True) -> Repo:
+        path = tmp_path / name
+        env = environment(server_home, git_annex_path)
+        run(["git", "init", "--quiet", *(["--bare"] if bare else []), path], env, tmp_path)
+        repo = Repo(path, env)
+        if not bare:
+            repo.git("commit", "--quiet", "--allow-empty", "--message", "start")
+        if init:
+            repo.annex("init", "--quiet", f"--version={version}", name)
+            assert repo.git("config", "annex.version").out.strip() == str(version)
+        return repo
+
+    return make
+
+
+@pytest.fixture
+def make_client(tmp_path: Path, client_env: dict[str, str]) -> Iterator[Callable[..., Repo]]:
+    """Makes clones of a server repository, reached through a host (= profile)."""
+    made: list[Repo] = []
+
+    def make(server: Repo, name: str = "client", *, host: str = "rw", **settings: str) -> Repo:
+        path = tmp_path / name
+        run(["git", "clone", "--quiet", f"ssh://{host}{server.path}", path], client_env, tmp_path)
+        repo = Repo(path, client_env)
+        made.append(repo)
+        repo.config(**settings)
+        repo.annex("init", "--quiet", name)
+        return repo
+
+    yield make
+    for repo in made:
+        for socket in (repo.git_dir / "annex" / "ssh").glob("*"):
+            if socket.is_socket():  # its master is not a child of anybody any more
+                subprocess.run(
+                    ["ssh", "-O", "exit", "-S", socket.name, "any"], cwd=socket.parent, capture_output=True, timeout=30
+                )
