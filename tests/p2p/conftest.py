@@ -1,0 +1,78 @@
+"""The repositories and servers of the protocol tests.
+
+`pytest tests/p2p --server real` runs them against the real git-annex-shell, from which the vectors come; that is how
+the tests themselves are tested. `--fuzz N` sets the number of random conversations.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests import vectors
+from tests.p2p.driver import Programs, Repository, make_content
+
+VECTORS = vectors.load("protocol-server")
+CONTENTS = {name: make_content(spec) for name, spec in VECTORS["contents"].items()}
+KEYS = {name: text.encode() for name, text in VECTORS["keys"].items()}
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("annexshell protocol tests")
+    group.addoption("--server", choices=("ours", "real"), help="the p2pstdio server under test")
+    group.addoption("--fuzz", type=int, help="how many random conversations to hold")
+
+
+@pytest.fixture(scope="session")
+def server_kind(request) -> str:
+    return request.config.getoption("server", None) or os.environ.get("ANNEXSHELL_TEST_SERVER", "ours")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory, server_kind) -> Programs:
+    return Programs(tmp_path_factory.mktemp("programs"), server_kind)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory, programs) -> Repository:
+    """A repository made by git-annex that has the contents KS and KB of the vectors. Copy it, leave it alone."""
+    path = tmp_path_factory.mktemp("template") / "repository"
+    path.mkdir()
+    programs.run("git", "init", "-q", "--template=", ".", cwd=path)
+    programs.run("git-annex", "init", "-q", "server", cwd=path)
+    for key, content in VECTORS["present"].items():
+        (path / content).write_bytes(CONTENTS[content])
+        programs.run("git-annex", "add", "-q", content, cwd=path)
+        assert os.path.basename(os.readlink(path / content)) == VECTORS["keys"][key]
+    programs.run("git", "commit", "-qm", "add", cwd=path)
+    return Repository(path, programs)
+
+
+@pytest.fixture
+def repository(template, tmp_path) -> Repository:
+    """A repository of the test's own, in a directory of its own."""
+    (tmp_path / "around").mkdir()
+    return template.copy_to(tmp_path / "around" / "repository")
+
+
+@pytest.fixture
+def serve(programs, repository):
+    """Start a server on the repository: ``with serve(...) as server``; the options are those of Programs.server."""
+
+    def start(where: Repository | None = None, **options):
+        return programs.server(where or repository, **options)
+
+    return start
+
+
+@pytest.fixture
+def session(serve, repository):
+    """A server that has said hello and speaks version 4."""
+    with serve() as server:
+        yield server.open(repository)
+
+
+@pytest.fixture(scope="session")
+def fuzz_examples(request) -> int:
+    return request.config.getoption("fuzz", None) or int(os.environ.get("ANNEXSHELL_FUZZ", "40"))
