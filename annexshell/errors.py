@@ -5,6 +5,16 @@ Messages are for the person at the far end of an ssh connection: what was asked,
 
 from __future__ import annotations
 
+import errno
+
+# What the system answers when it has run out of something for the moment.
+_PASSING = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
+
+
+def is_passing(reason: OSError) -> bool:
+    """Whether the same may work when it is tried again later: too many processes, files, or too little memory."""
+    return reason.errno in _PASSING
+
 
 class AnnexshellError(Exception):
     """Any failure that has an explanation; everything else is a bug."""

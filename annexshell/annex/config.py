@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from annexshell import process
-from annexshell.errors import RepositoryError
+from annexshell.errors import RepositoryError, TemporaryFailure, is_passing
 
 _TRUE = frozenset((b"true", b"yes", b"on"))
 _FALSE = frozenset((b"false", b"no", b"off", b""))
@@ -83,14 +83,17 @@ class ConfigReader:
             self._pid = process.spawn(argv, stdout=self._pipe.write_fd, stderr=None)
         except OSError as reason:
             self._pipe.__exit__(None, None, None)
-            raise RepositoryError(f"cannot run git: {reason.strerror}") from reason
+            kind = TemporaryFailure if is_passing(reason) else RepositoryError
+            raise kind(f"cannot run git: {reason.strerror}") from reason
         self._pipe.close_write()
 
     def result(self) -> Config:
-        """The config; raises RepositoryError when git could not read it."""
+        """The config; raises RepositoryError when git could not read it, TemporaryFailure when it was killed."""
         with self._pipe:
             listing = process.read_all(self._pipe.read_fd)
             status = process.wait(self._pid)
+        if status < 0:
+            raise TemporaryFailure(f"git config was killed by signal {-status}")
         if status != 0:
             raise RepositoryError(f"git config failed with status {status}")
         return Config.parse(listing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from annexshell import process
 from annexshell.annex.config import Config, ConfigReader, file_signature
 from annexshell.errors import RepositoryError
 from annexshell.uuid import UUID
@@ -58,9 +59,13 @@ class GitRepository:
         """The git config as last read; raises RepositoryError when git cannot read it."""
         if self._reader is not None:
             reader, self._reader = self._reader, None
-            self._values = reader.result()
-            self._place_worktree()
+            self._take(reader.result())
         return self._values
+
+    def _take(self, values: Config) -> None:
+        # The user's own settings do not make a repository of any directory.
+        self._values = values if self.is_git_repository else Config()
+        self._place_worktree()
 
     def refresh_config(self) -> Config:
         """The git config, read again if its file changed since it was read (spec: objects §6.2)."""
@@ -68,9 +73,10 @@ class GitRepository:
         signature = file_signature(self._config_file)
         if signature == self._signature:
             return values
+        self._take(ConfigReader(self.gitdir).result())
+        # Last, so that no other thread takes the old values for the new ones meanwhile.
         self._signature = signature
-        self._reader = ConfigReader(self.gitdir)
-        return self.config
+        return self._values
 
     def reload_config(self) -> Config:
         """The git config, read again in any case: for after changing it."""
@@ -108,8 +114,16 @@ class GitRepository:
 
     @property
     def is_git_repository(self) -> bool:
-        """Whether there is a git repository at all, rather than some other directory."""
-        return looks_bare(self.gitdir) or os.path.exists(self.commondir + b"/config")
+        """Whether there is a git repository at all, rather than some other directory (by what git looks at)."""
+        return (
+            os.path.lexists(self.gitdir + b"/HEAD")
+            and os.path.isdir(self.commondir + b"/objects")
+            and os.path.isdir(self.commondir + b"/refs")
+        )
+
+    def has_annex_ref(self) -> bool:
+        """Whether some ref is called git-annex: the branch, or a remote's (spec: shell §6.2)."""
+        return process.run(self.git(b"show-ref", b"git-annex")).status == 0
 
     def git(self, *arguments: bytes) -> list[bytes]:
         """The argv of a git command on this repository, which does not search for it nor expand path patterns."""
@@ -129,30 +143,33 @@ def find_gitdir(path: bytes) -> bytes:
     dotgit = path + b"/.git"
     if os.path.isdir(dotgit):
         return dotgit
-    try:
-        fd = os.open(dotgit, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    first_line = _first_line(dotgit)
+    if first_line is None or not first_line.startswith(b"gitdir: "):
         return path
-    try:
-        first_line = os.read(fd, _GITFILE_LIMIT).split(b"\n", 1)[0]
-    finally:
-        os.close(fd)
-    if not first_line.startswith(b"gitdir: "):
-        return path
-    target = first_line[len(b"gitdir: ") :].rstrip(b"\r")
-    gitdir = os.path.normpath(os.path.join(path, target))
+    # Not normalised: ".." behind a symlink is the kernel's to resolve.
+    gitdir = os.path.join(path, first_line[len(b"gitdir: ") :].rstrip(b"\r"))
     if not os.path.isdir(gitdir):
         raise RepositoryError(f"{os.fsdecode(dotgit)} leads to a missing directory")
     return gitdir
 
 
 def _commondir(gitdir: bytes) -> bytes:
+    target = _first_line(gitdir + b"/commondir")
+    # git-annex turns the .git of a linked worktree into a symlink, behind which ".." is not what it looks like.
+    return gitdir if target is None else os.path.realpath(os.path.join(gitdir, target))
+
+
+def _first_line(path: bytes) -> bytes | None:
+    """None if there is no such file. Raises RepositoryError when we may not know."""
     try:
-        fd = os.open(gitdir + b"/commondir", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return gitdir
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as reason:
+        raise RepositoryError(f"cannot read {os.fsdecode(path)}: {reason.strerror}") from reason
     try:
-        target = os.read(fd, _GITFILE_LIMIT).rstrip(b"\n")
+        return os.read(fd, _GITFILE_LIMIT).split(b"\n", 1)[0]
+    except IsADirectoryError:
+        return None
     finally:
         os.close(fd)
-    return os.path.normpath(os.path.join(gitdir, target))

@@ -1,0 +1,145 @@
+"""Where annexshell starts: commands from the wire are run at once, everything else is for people (cli.py).
+
+A client waits for every command until Python has started, so this file imports the little that reading the command
+line takes, has git read the repository's config, and imports the rest while git is at it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from annexshell import forced, log
+from annexshell.errors import AnnexshellError, TemporaryFailure, UsageError, is_passing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
+
+    from annexshell.access import Access
+    from annexshell.annex.gitrepo import GitRepository
+
+    Command: TypeAlias = Callable[[GitRepository, forced.Request, forced.Options, Access], int]
+
+# Exit status of a failure after which the client may try again later; after any other it does not (spec: shell §10.3).
+TRY_AGAIN = 255
+INTERRUPTED = 130
+USAGE = "usage: git-annex-shell -c 'COMMAND', or git-annex-shell {commands} DIRECTORY [option ...] [-- field=value ... --]"
+# Names under which the click program answers to what is not a command from the wire.
+_OUR_NAMES = ("annexshell", "__main__.py")
+
+
+def main() -> int:
+    """Run what the command line asks for; gives the exit status."""
+    words = [os.fsencode(word) for word in sys.argv[1:]]
+    words = with_original_command(words, os.environb)
+    if is_for_people(sys.argv[0], words, os.environb):
+        from annexshell.cli import main as run_program
+
+        return run_program()
+    try:
+        return run_wire_command(words)
+    except Exception as reason:
+        return explain(reason)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def with_original_command(words: list[bytes], environ: Mapping[bytes, bytes]) -> list[bytes]:
+    """Without any words, what the client sent to sshd is the command (spec: shell §13.9)."""
+    original = environ.get(b"SSH_ORIGINAL_COMMAND")
+    return words if words or not original else [b"-c", original]
+
+
+def is_for_people(program: str, words: Sequence[bytes], environ: Mapping[bytes, bytes]) -> bool:
+    """Whether the click program is meant.
+
+    Called git-annex-shell, or anything but our own name, we are that program and nothing else. Nor are words that a
+    client sent for us: a forced command that lacks the ``-c`` must not open the whole program to it.
+    """
+    if os.path.basename(program) not in _OUR_NAMES:
+        return False
+    if not words:
+        return True
+    original = environ.get(b"SSH_ORIGINAL_COMMAND")
+    if original and list(words) in ([original], original.split()):
+        return False
+    if words[0] == b"-c" or (len(words) == 1 and forced.names_us(words[0])):
+        return False
+    return words[0] not in forced.BUILTINS or len(words) < 2 or (len(words) == 2 and words[1] in (b"--help", b"-h"))
+
+
+def run_wire_command(words: Sequence[bytes]) -> int:
+    """Everything from the words to the command's exit status, in the order of the checks (spec: shell §2.6)."""
+    request = forced.parse(words)
+    if isinstance(request, forced.PassThrough):
+        from annexshell import gitshell
+
+        gitshell.run(request.words)
+    from annexshell import access, checks, directories
+
+    mode = access.from_environment()
+    checks.check_access(request.builtin, mode)
+    path = directories.opened_path(request.directory)
+    options = request.options()
+    if options.help:
+        from annexshell.cli import show_help
+
+        return show_help(os.fsdecode(request.name))
+    if options.debug:
+        log.enable_debug()
+    checks.drop_git_variables()
+    repo = checks.open_repository(directories.repository_path(path), request.directory)
+    command = command_named(request.name)
+    checks.read_config(repo, request.directory)
+    if options.debug is None and repo.config.get_bool(b"annex.debug"):
+        log.enable_debug()
+    checks.check_uuids(repo, options.uuids)
+    if request.builtin.in_annex:
+        checks.check_annex(repo)
+    checks.check_parameters(request, options)
+    return command(repo, request, options, mode)
+
+
+def command_named(name: bytes) -> Command:
+    """The command, imported; one line here for each that this version has."""
+    if name == b"p2pstdio":
+        from annexshell.commands import p2pstdio
+
+        return lambda repo, request, options, mode: p2pstdio.run(repo, options.parameters[0], mode)
+    if name == b"configlist":
+        from annexshell.commands import configlist
+
+        return lambda repo, request, options, mode: configlist.run(repo, mode, autoinit=b"autoinit" in request.fields)
+    return _not_provided
+
+
+def _not_provided(repo: GitRepository, request: forced.Request, options: forced.Options, mode: Access) -> int:
+    raise AnnexshellError(f"This version of annexshell does not provide the command {os.fsdecode(request.name)}.")
+
+
+def explain(reason: Exception) -> int:
+    """Tell the client's user in one line what went wrong; gives the exit status."""
+    if log.debugging():
+        import traceback
+
+        for line in "".join(traceback.format_exception(reason)).splitlines():
+            log.debug(line)
+    if isinstance(reason, AnnexshellError):
+        log.error(str(reason))
+        if isinstance(reason, UsageError):
+            log.error(USAGE.format(commands="|".join(map(os.fsdecode, forced.BUILTINS))))
+        return TRY_AGAIN if isinstance(reason, TemporaryFailure) else 1
+    if isinstance(reason, MemoryError):
+        log.error("out of memory")
+        return TRY_AGAIN
+    if isinstance(reason, OSError):
+        log.error(str(reason))
+        return TRY_AGAIN if is_passing(reason) else 1
+    log.error(f"internal error: {type(reason).__name__}: {reason}; --debug shows where")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
