@@ -1,8 +1,8 @@
 """What can be said in the P2P protocol, and how a line says it (spec: protocol §2).
 
-Each message is a class whose annotations are its parameters, in the order of the line; a parameter's type decides how
-it is written and read (the table ``_CODECS``). Nothing here touches a descriptor: lines come in as bytes without their
-LF, and go out with it.
+Each message is a class whose annotations are its parameters, in the order of the line; a parameter's type decides
+how it is written and read (the table ``_CODECS``). Nothing here touches a descriptor: lines come in as bytes without
+their LF, and go out with it.
 """
 
 from __future__ import annotations

@@ -6,11 +6,10 @@ on its way when send() returns, because the peer waits for it.
 
 from __future__ import annotations
 
-import os
-
 from annexshell import log, relay
 from annexshell.errors import Hangup, ProtocolError
 from annexshell.p2p.messages import MAX_LINE, Data, Message, encode, parse
+from annexshell.termination import Termination
 
 _READ_SIZE = 1 << 16
 
@@ -22,9 +21,11 @@ class LineTooLong(ProtocolError):
 class Connection:
     """One end of a conversation. The descriptors are the caller's to close."""
 
-    __slots__ = ("_buffer", "_start", "read_fd", "write_fd")
+    __slots__ = ("_buffer", "_start", "_termination", "read_fd", "write_fd")
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
+    def __init__(self, read_fd: int, write_fd: int, termination: Termination | None = None) -> None:
+        """With TERMINATION, a signal interrupts waiting for the peer."""
+        self._termination = termination or Termination()
         self.read_fd = read_fd
         self.write_fd = write_fd
         self._buffer = b""
@@ -41,7 +42,7 @@ class Connection:
         while end < 0:
             if len(self._buffer) - self._start >= MAX_LINE:
                 raise LineTooLong("the peer sent an overlong line")
-            more = os.read(self.read_fd, _READ_SIZE)
+            more = self._termination.read(self.read_fd, _READ_SIZE)
             if not more:
                 return None
             searched = len(self._buffer) - self._start
@@ -56,6 +57,11 @@ class Connection:
             log.debug(f"P2P < {line[:200]!r}")
         return line
 
+    @property
+    def has_read_ahead(self) -> bool:
+        """Whether there is input that poll() does not know of."""
+        return self._start < len(self._buffer)
+
     def readinto(self, view: memoryview) -> int:
         """Content bytes that follow a DATA message: those read ahead first. 0 at end of file."""
         ahead = len(self._buffer) - self._start
@@ -64,7 +70,7 @@ class Connection:
             view[:count] = self._buffer[self._start : self._start + count]
             self._start += count
             return count
-        return os.readv(self.read_fd, [view])
+        return self._termination.readinto(self.read_fd, view)
 
     def payload(self, length: int) -> Payload:
         """The LENGTH content bytes that come next."""

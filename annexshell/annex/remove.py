@@ -1,0 +1,59 @@
+"""Removing an object (spec: objects §8)."""
+
+from __future__ import annotations
+
+import os
+
+from annexshell import log
+from annexshell.annex import hooks, journal
+from annexshell.annex.logs.location import set_presence
+from annexshell.errors import RepositoryError
+from annexshell.repository import Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from annexshell.annex.repository import LocalRepository
+    from annexshell.key import Key
+    from annexshell.repository import Timestamp
+
+
+def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> Outcome:
+    """Remove the content and record that. Raises ContentLocked, RepositoryError, OSError."""
+    if repository.find(key) is None:
+        return Outcome(True)
+    repo = repository.repo
+    repo.refresh_config()
+    journal.refuse_pidlock(repo)
+    if repo.config.get(b"annex.trashbin"):
+        raise RepositoryError("annex.trashbin is set, which annexshell does not support; nothing was removed")
+    with repository.locks.lock_for_removal(key):
+        # Compared under the lock: waiting for it may have taken us past the time.
+        if before is not None and repository.gettimestamp() >= before:
+            return Outcome(False)
+        path = repository.objects.locate(key)
+        _unlink_object(repository, path)
+        repository.worktree.reset(key)
+        repository.objects.prune(os.path.dirname(path))
+        # Still under the lock, so that nobody records the content's return before we record its going.
+        if journal.can_log(repo, key):
+            set_presence(repository.branch, key, repository.uuid, False)
+        else:
+            log.warn(f"the name of {key} is too long to be recorded in the git-annex branch")
+    return Outcome(True)
+
+
+def _unlink_object(repository: LocalRepository, path: bytes) -> None:
+    permissions = repository.permissions
+    try:
+        permissions.thaw_directory(os.path.dirname(path))
+    except OSError:
+        pass  # the unlink will say whether that matters
+    if permissions.has_thaw_hook:
+        permissions.thaw_object(path)
+    erase = hooks.command(repository.repo, b"secure-erase-annex", b"annex.secure-erase-command", path)
+    if erase is not None:
+        hooks.run(erase)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,158 @@
+"""The repository on this disk, shared with every other process that has it open."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from annexshell.annex.contentlock import ContentLocks
+from annexshell.annex.objects import Objects
+from annexshell.annex.permissions import Permissions
+from annexshell.errors import NotPresent, RepositoryError
+from annexshell.p2p.versions import HIGHEST
+from annexshell.repository import AlreadyHave, Outcome, Repository
+from annexshell.uuid import NO_UUID, UUID
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from annexshell.annex.branch import Branch
+    from annexshell.annex.gitrepo import GitRepository
+    from annexshell.annex.send import LocalContent
+    from annexshell.annex.transfers import Transfers
+    from annexshell.annex.worktree import Worktree
+    from annexshell.key import Key
+    from annexshell.repository import AssociatedFile, ContentLock, Timestamp, Upload
+
+
+class LocalRepository(Repository):
+    """A git-annex repository on disk, as one client uses it.
+
+    What only some requests need is made when the first of them comes, so that a session that asks one thing pays for
+    one thing.
+    """
+
+    def __init__(self, repo: GitRepository, client: UUID = NO_UUID) -> None:
+        self.repo = repo
+        self.client = client
+        self.uuid = repo.uuid
+        self.protocol_version = HIGHEST
+        self.permissions = Permissions(repo)
+        self.objects = Objects(repo)
+        self.locks = ContentLocks(repo, self.objects, self.permissions)
+        self._thin = repo.config.get_bool(b"annex.thin")
+        self._branch: Branch | None = None
+        self._transfers: Transfers | None = None
+        self._worktree: Worktree | None = None
+
+    @property
+    def branch(self) -> Branch:
+        if self._branch is None:
+            from annexshell.annex.branch import Branch
+
+            self._branch = Branch(self.repo, self.permissions)
+        return self._branch
+
+    @property
+    def transfers(self) -> Transfers:
+        if self._transfers is None:
+            from annexshell.annex.transfers import Transfers
+
+            self._transfers = Transfers(self.repo, self.permissions)
+        return self._transfers
+
+    @property
+    def worktree(self) -> Worktree:
+        if self._worktree is None:
+            from annexshell.annex.keysdb import KeysDatabase
+            from annexshell.annex.worktree import Worktree
+
+            database = KeysDatabase(self.repo, self.permissions)
+            self._worktree = Worktree(self.repo, self.permissions, self.objects, database, self.verify)
+        return self._worktree
+
+    def equivalent_keys(self, key: Key) -> list[Key]:
+        """The keys whose content is also that of a VURL key (spec: objects §12.3)."""
+        from annexshell.annex.logs.equivalent import equivalent_keys
+
+        return equivalent_keys(self.branch, key)
+
+    def verify(self, key: Key, path: bytes) -> bool | None:
+        """Whether the file has the key's content by its backend; None if the backend cannot tell."""
+        from annexshell.annex.verify import verify_file
+
+        return verify_file(key, path, self.equivalent_keys)
+
+    # What a Repository does.
+
+    def checkpresent(self, key: Key) -> bool:
+        return self.find(key) is not None
+
+    def find(self, key: Key) -> bytes | None:
+        """The path of the key's object if its whole content is there, unmodified (spec: objects §5.1)."""
+        for path in self.objects.candidates(key):
+            try:
+                os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as reason:
+                if reason.errno == errno.ENAMETOOLONG:
+                    return None
+                raise RepositoryError(f"cannot look for {key}: {reason.strerror}") from reason
+            if self._thin and not self.worktree.is_unmodified(key, path):
+                return None
+            return path
+        return None
+
+    def lockcontent(self, key: Key) -> ContentLock:
+        return self.locks.lock_shared(key, lambda: self.checkpresent(key))
+
+    def gettimestamp(self) -> Timestamp:
+        return clock()
+
+    def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
+        from annexshell.annex.remove import remove
+
+        return remove(self, key, before)
+
+    def get(self, key: Key, offset: int, file: AssociatedFile) -> LocalContent:
+        from annexshell.annex.send import LocalContent
+
+        path = self.find(key)
+        if path is None:
+            raise NotPresent(f"{key} is not present")
+        return LocalContent(self, key, path, offset, file)
+
+    def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
+        if self.checkpresent(key):
+            return AlreadyHave()
+        from annexshell.annex.receive import LocalUpload
+
+        return LocalUpload(self, key, file)
+
+    def close(self) -> None:
+        """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""
+        try:
+            if self._worktree is not None:
+                self._worktree.close()
+        finally:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.repo.config.get_bool(b"annex.alwayscommit", True):
+            # Others' entries are committed too, so this is asked even if the session wrote nothing; but then the
+            # answer costs one look at a directory.
+            from annexshell.annex.journal import is_dirty
+
+            if self._branch is not None or is_dirty(self.repo):
+                self.branch.commit()
+        if self._branch is not None:
+            self._branch.close()
+
+
+def clock() -> Timestamp:
+    """Whole seconds since boot, suspended time included: what REMOVE-BEFORE compares (spec: protocol §5.4)."""
+    return int(time.clock_gettime(_CLOCK))
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

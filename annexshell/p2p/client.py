@@ -1,0 +1,255 @@
+"""A conversation used as a Repository: the client's side of the P2P protocol (spec: protocol §8).
+
+A connection on which an exchange was cut short is out of step with its peer. It is marked unusable at once, so that
+nobody sends the next request into the middle of the last one; only its owner can replace it.
+"""
+
+from __future__ import annotations
+
+from annexshell import relay
+from annexshell.errors import (
+    Hangup,
+    NotLocked,
+    NotPresent,
+    PeerError,
+    ProtocolError,
+    RemoteUnavailable,
+    TransferRefused,
+)
+from annexshell.p2p import messages as m
+from annexshell.p2p.versions import HIGHEST, VERSIONS
+from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
+from annexshell.uuid import UUID
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from annexshell.key import Key
+    from annexshell.p2p.wire import Connection, Payload
+    from annexshell.relay import Source
+    from annexshell.repository import AssociatedFile, Timestamp
+
+
+class P2PRepository(Repository):
+    """The repository at the other end of a connection. The connection's descriptors are its owner's to close."""
+
+    def __init__(self, connection: Connection, expected: UUID | None = None, highest: int = HIGHEST) -> None:
+        """Wait for the greeting and agree on a version, HIGHEST at the most.
+
+        Raises RemoteUnavailable when the peer is not what was expected, Hangup when it is gone.
+        """
+        self._connection = connection
+        self.usable = True  # in step with the peer
+        self.uuid = self._greeting()
+        self.rules = VERSIONS[0]
+        if highest > 0:
+            self._negotiate(highest)
+        self.protocol_version = self.rules.number
+        if expected is not None and self.uuid != expected:
+            self.usable = False
+            raise RemoteUnavailable(f"expected repository UUID {expected} but found UUID {self.uuid}")
+
+    def _greeting(self) -> UUID:
+        line = self._connection.read_line()
+        if line is None:
+            raise Hangup("the connection was closed before the remote greeted")
+        try:
+            greeting = m.parse(line)
+        except m.Unparsable:
+            greeting = None
+        if not isinstance(greeting, m.AuthSuccess):
+            said = line[:100].decode("utf-8", "backslashreplace")
+            raise RemoteUnavailable(f"the remote did not speak the protocol; its first line was: {said!r}")
+        return greeting.uuid
+
+    def _negotiate(self, highest: int) -> None:
+        self.send(m.Version(highest))
+        try:
+            answer = self.receive()
+        except PeerError:
+            return  # it does not know VERSION: version 0
+        if not isinstance(answer, m.Version):
+            raise self.out_of_step("VERSION", answer)
+        self.rules = VERSIONS[min(answer.number, highest)]
+
+    # What exchanges are made of.
+
+    def send(self, *messages: m.Message) -> None:
+        if not self.usable:
+            raise RemoteUnavailable("the connection to the remote is not usable any more")
+        try:
+            self._connection.send(*messages)
+        except OSError as reason:
+            self.usable = False
+            raise Hangup(f"lost the connection to the remote: {reason.strerror}") from reason
+
+    def receive(self) -> m.Message:
+        """The next message. Raises PeerError for an ERROR, Hangup, ProtocolError."""
+        try:
+            message = self._connection.receive()
+        except m.Unparsable as reason:
+            self.usable = False
+            raise ProtocolError(f"the remote sent what is no message: {reason}") from reason
+        except BaseException:
+            self.usable = False
+            raise
+        if message is None:
+            self.usable = False
+            raise Hangup("lost the connection to the remote")
+        if isinstance(message, m.Error):
+            raise PeerError(message.text.decode("utf-8", "backslashreplace"))
+        return message
+
+    def out_of_step(self, request: str, answer: m.Message) -> ProtocolError:
+        """The connection is not usable any more, since ANSWER answers nothing that was asked."""
+        self.usable = False
+        return ProtocolError(f"the remote answered {request} with {answer!r}")
+
+    def ask(self, request: m.Message) -> m.Message:
+        self.send(request)
+        return self.receive()
+
+    def outcome(self, request: str, answer: m.Message) -> Outcome:
+        if isinstance(answer, m.Success | m.Failure):
+            return Outcome(isinstance(answer, m.Success))
+        if self.rules.plus and isinstance(answer, m.SuccessPlus | m.FailurePlus):
+            return Outcome(isinstance(answer, m.SuccessPlus), answer.uuids)
+        raise self.out_of_step(request, answer)
+
+    # What a Repository does.
+
+    def checkpresent(self, key: Key) -> bool:
+        return self.outcome("CHECKPRESENT", self.ask(m.CheckPresent(key))).done
+
+    def lockcontent(self, key: Key) -> ContentLock:
+        if not self.outcome("LOCKCONTENT", self.ask(m.LockContent(key))).done:
+            raise NotLocked(f"the remote could not lock {key}")
+        return _RemoteLock(self)
+
+    def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
+        request = m.Remove(key) if before is None else m.RemoveBefore(before, key)
+        return self.outcome("REMOVE", self.ask(request))
+
+    def gettimestamp(self) -> Timestamp:
+        answer = self.ask(m.GetTimestamp())
+        if not isinstance(answer, m.TimestampIs):
+            raise self.out_of_step("GETTIMESTAMP", answer)
+        return answer.time
+
+    def get(self, key: Key, offset: int, file: AssociatedFile) -> Content:
+        try:
+            answer = self.ask(m.Get(offset, file, key))
+        except PeerError as reason:
+            raise NotPresent(f"the remote cannot send {key}: {reason}") from reason
+        if not isinstance(answer, m.Data):
+            raise self.out_of_step("GET", answer)
+        content = _Download(self, self._connection.payload(answer.length))
+        if answer.length == 0 and self.rules.validity and not content.still_valid():
+            content.acknowledge(False)
+            raise NotPresent(f"the remote does not have {key}")
+        return content
+
+    def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
+        try:
+            answer = self.ask(m.Put(file, key))
+        except PeerError as reason:
+            raise TransferRefused(str(reason)) from reason
+        if isinstance(answer, m.AlreadyHave):
+            return AlreadyHave()
+        if isinstance(answer, m.AlreadyHavePlus):
+            return AlreadyHave(answer.uuids)
+        if not isinstance(answer, m.PutFrom):
+            raise self.out_of_step("PUT", answer)
+        return _RemoteUpload(self, self._connection, answer.offset)
+
+    def close(self) -> None:
+        """Ask nothing more. Closing the descriptors, which tells the peer, is their owner's business."""
+        self.usable = False
+
+
+class _RemoteLock(ContentLock):
+    def __init__(self, repository: P2PRepository) -> None:
+        self._repository = repository
+        self._kept = False
+
+    def keep(self) -> None:
+        # There is no message for it: the peer keeps the lock when the connection ends without UNLOCKCONTENT.
+        self._kept = True
+        self._repository.usable = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._kept and self._repository.usable:
+            self._repository.send(m.UnlockContent())
+
+
+class _Download(Content):
+    def __init__(self, repository: P2PRepository, payload: Payload) -> None:
+        self._repository = repository
+        self.source = self._payload = payload
+        self.length = payload.remaining
+        self._valid: bool | None = None
+        self._acknowledged = False
+
+    def still_valid(self) -> bool:
+        if self._valid is None:
+            self._valid = True
+            if self._repository.rules.validity:
+                answer = self._repository.receive()
+                if not isinstance(answer, m.Valid | m.Invalid):
+                    raise self._repository.out_of_step("GET", answer)
+                self._valid = isinstance(answer, m.Valid)
+        return self._valid
+
+    def acknowledge(self, received: bool) -> None:
+        self._acknowledged = True
+        self._repository.send(m.Success() if received else m.Failure())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._acknowledged:
+            # Content is still on its way, or the peer waits for an acknowledgement.
+            if self._payload.remaining or self._valid is None:
+                self._repository.usable = False
+            elif self._repository.usable:
+                self.acknowledge(False)
+
+
+class _RemoteUpload(Upload):
+    def __init__(self, repository: P2PRepository, connection: Connection, offset: int) -> None:
+        self._repository = repository
+        self._connection = connection
+        self.offset = offset
+        self._begun = False
+
+    def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
+        self._begun = True
+        repository = self._repository
+        try:
+            self._connection.send_content(length, source)
+            valid = validity()
+        except BaseException:
+            # What was announced cannot be completed, and must not look as if it had been.
+            repository.usable = False
+            raise
+        if repository.rules.validity:
+            # "Unknown" is told as INVALID: the peer then checks the content, and stores it if it is good.
+            repository.send(m.Valid() if valid else m.Invalid())
+        return repository.outcome("PUT", repository.receive())
+
+    def check_stored(self) -> bool:
+        if not self._repository.rules.data_present:
+            return False
+        self._begun = True
+        return self._repository.outcome("PUT", self._repository.ask(m.DataPresent())).done
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._begun and self._repository.usable:
+            # The peer waits for DATA. None at all, and invalid, leaves what it has for the next attempt.
+            self.receive(0, relay.BytesSource(b""), lambda: False)

@@ -1,0 +1,80 @@
+"""SIGTERM, SIGHUP and SIGINT end a session between two of the client's bytes, never between two of our own steps.
+
+A request that is being carried out is finished first; while waiting for the client, the session ends at once. In both
+cases what was acknowledged gets committed (spec: branch §6.6), and then the signal does what it would have done.
+"""
+
+from __future__ import annotations
+
+# The module behind signal, whose own import takes longer than serving a small request.
+import _signal
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_SIGNALS = (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGINT)
+
+
+class Terminated(BaseException):
+    """A signal asks us to end. Not an Exception, so that nobody mistakes it for a failure of his own."""
+
+
+class Termination:
+    """Catches the signals for the length of a ``with`` block, and then lets the one that came have its effect."""
+
+    __slots__ = ("_before", "_waiting", "received")
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._waiting = False
+        self._before: dict[int, object] = {}
+
+    def read(self, fd: int, size: int) -> bytes:
+        """os.read() that a signal interrupts with Terminated."""
+        self._begin_waiting()
+        try:
+            return os.read(fd, size)
+        finally:
+            self._waiting = False
+
+    def readinto(self, fd: int, view: memoryview) -> int:
+        """os.readv() likewise."""
+        self._begin_waiting()
+        try:
+            return os.readv(fd, [view])
+        finally:
+            self._waiting = False
+
+    def _begin_waiting(self) -> None:
+        self._waiting = True
+        if self.received is not None:
+            raise Terminated
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.received = number
+        self._restore()  # a second signal does not wait for anything
+        if self._waiting:
+            raise Terminated
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            _signal.signal(number, handler)
+        self._before = {}
+
+    def __enter__(self) -> Termination:
+        for number in _SIGNALS:
+            # One that is ignored, as SIGHUP under nohup, stays ignored.
+            if _signal.getsignal(number) != _signal.SIG_IGN:
+                self._before[number] = _signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._restore()
+        if self.received is not None:
+            _signal.signal(self.received, _signal.SIG_DFL)
+            os.kill(os.getpid(), self.received)
+        return False
