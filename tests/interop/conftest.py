@@ -46,11 +46,14 @@ def ssh(
     tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program
 ) -> Iterator[ClientConfig]:
     """Running ssh servers; gives the client's configuration, in which every host name is a profile."""
+    links = tmp_path_factory.mktemp("links")
     profiles = {
         "rw": server.forced_command(),
         "readonly": server.forced_command({"GIT_ANNEX_SHELL_READONLY": "1"}),
         "appendonly": server.forced_command({"GIT_ANNEX_SHELL_APPENDONLY": "1"}),
         "filelimit": server.forced_command(prefix=["prlimit", f"--fsize={1 << 20}"]),
+        "linked": server.linked(links).forced_command(),
+        "login": server.login_command(links),
         "real": real_shell.forced_command(),
     }
     client = ClientConfig(tmp_path_factory.mktemp("ssh"), profiles)
@@ -102,11 +105,25 @@ def make_server(tmp_path: Path, server_home: Path, git_annex_path: Path) -> Call
 
 
 @pytest.fixture
-def make_client(tmp_path: Path, client_env: dict[str, str]) -> Iterator[Callable[..., Repo]]:
+def make_pair(
+    make_server: Callable[..., Repo], make_client: Callable[..., Repo]
+) -> Callable[..., tuple[Repo, Repo]]:
+    """Makes a server repository and one client of it."""
+
+    def make(*, bare: bool = True, version: int = 10, host: str = "rw", **settings: str) -> tuple[Repo, Repo]:
+        server = make_server(bare=bare, version=version)
+        return server, make_client(server, host=host, **settings)
+
+    return make
+
+
+@pytest.fixture
+def make_client(tmp_path: Path, client_env: dict[str, str], ssh: ClientConfig) -> Iterator[Callable[..., Repo]]:
     """Makes clones of a server repository, reached through a host (= profile)."""
     made: list[Repo] = []
 
     def make(server: Repo, name: str = "client", *, host: str = "rw", **settings: str) -> Repo:
+        assert host in ssh.path.read_text().split(), f"no ssh server for {host}"
         path = tmp_path / name
         run(["git", "clone", "--quiet", f"ssh://{host}{server.path}", path], client_env, tmp_path)
         repo = Repo(path, client_env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,10 @@ SOURCE_ROOT = Path(annexshell.__file__).parent.parent
 
 # What the user running the tests has set must not leak into the programs under test.
 FOREIGN_VARIABLES = ("GIT_", "SSH_", "XDG_", "ANNEX", "LC_", "PYTHON")
+
+
+# What was said, in git-annex's --debug output.
+P2P_LINE = re.compile(r"P2P [<>] (.*)$", re.MULTILINE)
 
 
 def environment(home: Path, *path: Path, **extra: str) -> dict[str, str]:
@@ -199,11 +204,32 @@ class Program:
 
     def forced_command(self, extra: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> str:
         """The command= of authorized_keys, for a sh: with EXTRA variables, run by PREFIX."""
-        wanted = {name: self.env[name] for name in ("HOME", "PATH", "LC_ALL", "GIT_CONFIG_NOSYSTEM")}
-        if "PYTHONPATH" in self.env:
-            wanted["PYTHONPATH"] = self.env["PYTHONPATH"]
-        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in (wanted | dict(extra or {})).items())
-        return f'cd /; exec env {settings} {shlex.join([*prefix, *self.argv])} -c "$SSH_ORIGINAL_COMMAND"'
+        program = shlex.join([*prefix, *self.argv])
+        return f'cd /; exec {self.settings(extra)} {program} -c "$SSH_ORIGINAL_COMMAND"'
+
+    def login_command(self, first_in_path: Path) -> str:
+        """A login without restrictions, that finds a git-annex-shell in PATH."""
+        path = f"{first_in_path}{os.pathsep}{self.env['PATH']}"
+        return f'exec {self.settings({"PATH": path})} sh -c "cd; $SSH_ORIGINAL_COMMAND"'
+
+    def settings(self, extra: Mapping[str, str] | None) -> str:
+        """The env command that has our variables, whatever sshd and the login shell have set."""
+        names = ("HOME", "PATH", "LC_ALL", "GIT_CONFIG_NOSYSTEM", "PYTHONPATH")
+        wanted = {name: self.env[name] for name in names if name in self.env} | dict(extra or {})
+        return shlex.join(["env", *(f"{name}={value}" for name, value in wanted.items())])
+
+    def linked(self, directory: Path) -> Program:
+        """The same program as DIRECTORY/git-annex-shell."""
+        link = directory / "git-annex-shell"
+        if len(self.argv) == 1:
+            link.symlink_to(self.argv[0])
+        else:
+            script = (SOURCE_ROOT / "scripts" / "annexshell").read_text()
+            program = directory / "annexshell"
+            program.write_text(script.replace("#!python", f"#!{sys.executable}", 1))  # as the installer does
+            program.chmod(0o755)
+            link.symlink_to(program)
+        return Program([str(link)], self.env)
 
     def p2p(self, repo: Repo, **env: str) -> P2P:
         """A conversation with the server in REPO, as if over ssh."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 
@@ -95,6 +96,8 @@ class Sshd:
             "StrictModes no",  # the temporary directory may be below one that others can write
             "UsePAM no",
             "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "KexAlgorithms curve25519-sha256",  # the newest takes longer than everything else in a short session
             "PermitRootLogin yes",
             "AcceptEnv GIT_PROTOCOL",
             "MaxStartups 1000",
@@ -172,13 +175,13 @@ class AsyncSsh:
         child = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", self.client.profiles[profile], stdin=pipe, stdout=pipe, stderr=pipe, env=env
         )
-        try:
-            await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr, send_eof=False)
-            status = await child.wait()
-            await process.stdout.drain()
-            process.exit(status if status >= 0 else 128 - status)
-        except (BrokenPipeError, ConnectionError):
-            await child.wait()
+        assert child.stdin and child.stdout and child.stderr
+        # As sshd does: the child's stdin ends with the client's, the session ends with the child and its output.
+        incoming = asyncio.ensure_future(pump(process.stdin, child.stdin))
+        await asyncio.gather(pump(child.stdout, process.stdout), pump(child.stderr, process.stderr))
+        status = await child.wait()
+        incoming.cancel()
+        process.exit(status if status >= 0 else 128 - status)
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.acceptor.close)
@@ -187,6 +190,24 @@ class AsyncSsh:
 
     def user(self, profile: str) -> str:
         return profile
+
+
+async def pump(source: Any, sink: Any) -> None:
+    """Move bytes until the source ends; once the sink is gone, throw them away."""
+    gone = False
+    try:
+        while data := await source.read(1 << 17):
+            if not gone:
+                try:
+                    sink.write(data)
+                    await sink.drain()
+                except OSError:
+                    gone = True
+    except (OSError, asyncssh.Error):
+        pass
+    finally:
+        if isinstance(sink, asyncio.StreamWriter):
+            sink.close()
 
 
 def free_port() -> int:
