@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     Command: TypeAlias = Callable[[GitRepository, forced.Request, forced.Options, Access], int]
 
-# Exit status of a failure after which the client may try again later; after any other it does not (spec: shell §10.3).
+# After this exit status a client tries again later, after any other it does not (spec: shell §10.3).
 TRY_AGAIN = 255
 INTERRUPTED = 130
-USAGE = "usage: git-annex-shell -c 'COMMAND', or git-annex-shell {commands} DIRECTORY [option ...] [-- field=value ... --]"
+USAGE = "usage: git-annex-shell {commands} DIRECTORY [option ...] [-- field=value ... --]; or -c 'COMMAND'"
 # Names under which the click program answers to what is not a command from the wire.
 _OUR_NAMES = ("annexshell", "__main__.py")
 

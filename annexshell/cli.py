@@ -1,0 +1,194 @@
+"""The click program: what a person can type, and the help for what clients send (see __main__ for what runs those).
+
+Only declarations are here. What a subcommand does is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import click
+
+from annexshell import __version__
+
+_HELP_OPTIONS = ["-h", "--help"]
+_WIDTH = 100
+_SETTINGS = {"help_option_names": _HELP_OPTIONS, "max_content_width": _WIDTH}
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(__version__, "--version", prog_name="annexshell")
+def program() -> None:
+    """Serve git-annex repositories to git-annex clients over ssh.
+
+    annexshell stands in for git-annex-shell on a server: clients reach it through ssh and use it as they would
+    use git-annex-shell. A repository can be used by annexshell and git-annex at the same time.
+
+    \b
+    To let a client use it, link it into the PATH of the account that the client logs in to
+        annexshell link-shell ~/bin
+    or allow the client nothing else, by a line in ~/.ssh/authorized_keys
+        command="annexshell -c \\"$SSH_ORIGINAL_COMMAND\\"",restrict ssh-ed25519 AAAA... client
+
+    \b
+    These variables, set in front of annexshell in such a line, restrict the client further:
+        GIT_ANNEX_SHELL_DIRECTORY=DIR   only the repository in DIR
+        GIT_ANNEX_SHELL_READONLY=1      it can get content, but not change anything
+        GIT_ANNEX_SHELL_APPENDONLY=1    it can add content, but not remove any
+        GIT_ANNEX_SHELL_LIMITED=1       no git commands, only those of git-annex
+
+    \b
+    Then, on the client:
+        git remote add server ssh://HOST/~/REPOSITORY
+        git annex sync --content server
+
+    Below, the commands that take a DIRECTORY are what clients send; "annexshell COMMAND --help" tells what each
+    one is for.
+    """
+
+
+@program.command("link-shell")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+@click.option("--name", default="git-annex-shell", show_default=True, help="What clients will run.")
+@click.option("--symlink", is_flag=True, help="Make a symlink to the annexshell program, which starts slower.")
+@click.option("--force", is_flag=True, help="Replace what is there, whatever it is.")
+def link_shell(directory: str, name: str, symlink: bool, force: bool) -> None:
+    """Give annexshell the name that clients run.
+
+    Writes a small program git-annex-shell to DIRECTORY that starts annexshell with this Python, faster than the annexshell program does
+    and without regard to the PYTHON... variables of the client. DIRECTORY should come early in the PATH that sshd
+    gives to the account.
+
+    \b
+    Example:
+        annexshell link-shell ~/bin
+    """
+    from annexshell.commands import link_shell
+    from annexshell.errors import AnnexshellError
+
+    try:
+        report = link_shell.run(directory, name, symlink=symlink, force=force)
+    except (AnnexshellError, OSError) as reason:
+        raise click.ClickException(str(reason)) from reason
+    click.echo(report.done)
+    for warning in report.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+_OPTIONS = [
+    click.Option(["--uuid"], metavar="UUID", multiple=True, help="Refuse to do anything in another repository."),
+    click.Option(["-d", "--debug/--no-debug"], help="Tell on stderr what is going on."),
+    # Clients may send these to any command.
+    click.Option(["--debugfilter"], hidden=True),
+    click.Option(["--force"], is_flag=True, hidden=True),
+    click.Option(["-F", "--fast"], is_flag=True, hidden=True),
+    click.Option(["-v", "--verbose"], is_flag=True, hidden=True),
+    click.Option(["-q", "--quiet"], is_flag=True, hidden=True),
+    click.Option(["--explain"], is_flag=True, hidden=True),
+]
+_DROPKEY_OPTIONS = [
+    click.Option(["--force"], is_flag=True, help="Needed, as no other copies are looked for."),
+    click.Option(["-j", "--json"], is_flag=True, help="Tell on stdout what was done, as JSON."),
+    click.Option(["--json-error-messages"], is_flag=True, help="Put error messages into the JSON."),
+    click.Option(["--batch"], is_flag=True, help="Read keys from stdin, one per line."),
+    click.Option(["-z"], is_flag=True, help="The keys on stdin are separated by NUL."),
+]
+
+
+def _declare(name: str, words: str, purpose: str, more: str, example: str) -> None:
+    """Add the help of a command that clients send: NAME DIRECTORY WORDS."""
+
+    def run(**values: object) -> None:
+        # With a directory, __main__ runs the command itself, without click.
+        raise click.UsageError(f"the directory comes first: annexshell {name} DIRECTORY {words}")
+
+    example = f"\n\n\b\nExample:\n    {example}" if example else ""
+    program.add_command(
+        click.Command(
+            name,
+            params=[
+                click.Argument(["directory"], metavar="DIRECTORY"),
+                click.Argument(["words"], metavar=words, nargs=-1),
+                *_OPTIONS,
+                *(_DROPKEY_OPTIONS if name == "dropkey" else ()),
+            ],
+            callback=run,
+            help=f"{purpose}\n\n{more}{example}",
+            short_help=purpose,
+            options_metavar="",
+            context_settings=_SETTINGS,
+        )
+    )
+
+
+_declare(
+    "p2pstdio",
+    "CLIENTUUID [OPTIONS]",
+    "Transfer, check, lock and remove content.",
+    "Speaks the P2P protocol over stdin and stdout until stdin is closed. All that a client does with content"
+    " goes through this.",
+    "echo VERSION 4 | annexshell p2pstdio ~/annex 00000000-0000-0000-0000-000000000001",
+)
+_declare(
+    "configlist",
+    "[OPTIONS] [-- autoinit=1 --]",
+    "Print the repository's uuid.",
+    "With autoinit=1, or after a git-annex branch was pushed to it, a repository without a uuid is initialised.",
+    "annexshell configlist ~/annex",
+)
+_declare(
+    "notifychanges",
+    "[OPTIONS]",
+    "Print when branches change.",
+    "Until stdin is closed.",
+    "annexshell notifychanges ~/annex",
+)
+_declare(
+    "inannex",
+    "[KEY...] [OPTIONS]",
+    "Tell whether content is present.",
+    "The exit status is 0 if the content of all keys is present, 1 if not, 100 if that cannot be told.",
+    "annexshell inannex ~/annex WORM-s3-m1--foo",
+)
+_declare(
+    "sendkey",
+    "KEY [OPTIONS] -- [remoteuuid=UUID] -- RSYNC...",
+    "Send content to rsync.",
+    "The client is rsync, run by git-annex for an encrypted repository of type gcrypt.",
+    "",
+)
+_declare(
+    "recvkey",
+    "KEY [OPTIONS] -- [remoteuuid=UUID] -- RSYNC...",
+    "Receive content from rsync.",
+    "The client is rsync, run by git-annex for an encrypted repository of type gcrypt.",
+    "",
+)
+_declare(
+    "dropkey",
+    "[KEY...] --force [OPTIONS]",
+    "Remove content.",
+    "Without looking for other copies: that has been done by the client, for an encrypted repository of type gcrypt.",
+    "annexshell dropkey ~/annex --force WORM-s3-m1--foo",
+)
+_declare(
+    "gcryptsetup",
+    "GCRYPTID [OPTIONS]",
+    "Prepare a bare repository for gcrypt.",
+    "Stores the id that git-remote-gcrypt gave the repository.",
+    "annexshell gcryptsetup ~/crypt.git :id:abcdef",
+)
+
+
+def show_help(name: str) -> int:
+    """The help of a command from the wire, on stdout (spec: shell §2.4)."""
+    command = program.commands[name]
+    context = click.Context(
+        command, info_name=f"git-annex-shell {name}", help_option_names=_HELP_OPTIONS, max_content_width=_WIDTH
+    )
+    click.echo(command.get_help(context))
+    return 0
+
+
+def main() -> int:
+    """Run the click program; ends with SystemExit, as click programs do."""
+    program(prog_name="annexshell")
+    return 0
