@@ -30,8 +30,8 @@ def server_kind(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory, server_kind) -> Programs:
-    return Programs(tmp_path_factory.mktemp("programs"), server_kind)
+def programs(tmp_path_factory, git_annex_path, server_kind) -> Programs:
+    return Programs(git_annex_path, tmp_path_factory.mktemp("home"), server_kind)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,34 +26,19 @@ class Wedged(AssertionError):
     """The server did not do in time what it was waited for."""
 
 
-def find_git_annex() -> str:
-    """The git-annex program: the one of the git_annex package when that is installed, else the one in PATH."""
-    try:
-        import git_annex
-    except ImportError:
-        found = shutil.which("git-annex")
-        assert found, "these tests need git-annex: pip install git-annex"
-        return found
-    return str(Path(git_annex.__file__).parent / "git-annex")
-
-
 class Programs:
     """Where the programs are, and how to start a p2pstdio server of either kind."""
 
-    def __init__(self, directory: Path, kind: str) -> None:
-        """Makes DIRECTORY/bin, for the front of PATH. KIND, "ours" or "real", is what `server` starts."""
+    def __init__(self, path: Path, home: Path, kind: str) -> None:
+        """PATH is a directory with the real programs; KIND, "ours" or "real", is what `server` starts."""
+        self.path = path
+        self.home = home
         self.kind = kind
-        self.bin = directory / "bin"
-        self.bin.mkdir()
-        self.home = directory / "home"
-        self.home.mkdir()
-        for name in ("git-annex", "git-annex-shell"):
-            (self.bin / name).symlink_to(find_git_annex())
 
     def environment(self, **extra: str) -> dict[str, str]:
         """A clean environment: no git config but the repository's, no variable of the person running the tests."""
         return {
-            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "PATH": f"{self.path}:{os.environ['PATH']}",
             "HOME": str(self.home),
             "LC_ALL": "C.UTF-8",
             "GIT_CONFIG_NOSYSTEM": "1",
@@ -69,7 +53,7 @@ class Programs:
 
     def command(self, kind: str) -> list[str]:
         if kind == "real":
-            return [str(self.bin / "git-annex-shell")]
+            return [str(self.path / "git-annex-shell")]
         return [sys.executable, "-m", "annexshell"]
 
     def run(self, *words: str | bytes, cwd: Path, check: bool = True, **extra: str) -> bytes:
