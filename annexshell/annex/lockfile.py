@@ -17,11 +17,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-_LAYOUT = "hhqqi4x"  # struct flock with 64-bit offsets on Linux
 _OFD = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 _HELD_BY_OTHER = (errno.EACCES, errno.EAGAIN)
 SHARED = fcntl.F_RDLCK
 EXCLUSIVE = fcntl.F_WRLCK
+# struct flock with 64-bit offsets on Linux, for the whole file: kind, whence, start, length, pid.
+_FLOCK = {kind: struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0) for kind in (SHARED, EXCLUSIVE)}
 
 
 class LockFile:
@@ -40,8 +41,8 @@ class LockFile:
         """Whether the path still leads to the file that is locked: holders unlink their lock files."""
         try:
             there = os.stat(self.path)
-        except FileNotFoundError:
-            return False
+        except OSError:
+            return False  # what cannot be told is not to be relied upon
         here = os.fstat(self.fd)
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
@@ -60,11 +61,29 @@ class LockFile:
         self.close()
 
 
+class ClosedOnError:
+    """A ``with`` block that drops a lock when it fails, and else leaves it to whoever comes next."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, lock: LockFile) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._lock.close()
+
+
 def acquire(path: bytes, kind: int, *, wait: bool, create: bool = True) -> LockFile | None:
     """Lock the whole file at PATH, SHARED or EXCLUSIVE.
 
     Gives None when somebody else holds it and ``wait`` is false. Raises OSError when the file cannot be opened
-    (FileNotFoundError without ``create``). Permissions of a new file are the caller's to adjust.
+    (FileNotFoundError without ``create``). Permissions of a new file are the caller's to adjust, by the lock's fd.
     """
     flags = os.O_RDONLY if kind == SHARED else os.O_RDWR
     fd = os.open(path, flags | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
@@ -81,16 +100,27 @@ def acquire(path: bytes, kind: int, *, wait: bool, create: bool = True) -> LockF
     return LockFile(path, fd)
 
 
+def waited_for(path: bytes, kind: int) -> LockFile:
+    """Lock the file at PATH, created if need be, waiting for others to let go of it. Raises OSError."""
+    lock = acquire(path, kind, wait=True)
+    assert lock is not None  # a waiting lock is obtained or raises
+    return lock
+
+
 def is_held_exclusively(path: bytes) -> bool:
-    """Whether somebody else holds an exclusive lock on PATH; a missing file is not locked."""
+    """Whether somebody else, in this process or another, holds an exclusive lock on PATH.
+
+    A missing file is not locked. Raises OSError when PATH cannot be opened.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
         if _OFD:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(SHARED))
-            return bool(struct.unpack(_LAYOUT, answer)[0] != fcntl.F_UNLCK)
+            # Asked for a shared lock: only an exclusive one is in its way.
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK[SHARED])
+            return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
         try:
             _lock(fd, SHARED, wait=False)
         except OSError as reason:
@@ -102,11 +132,7 @@ def is_held_exclusively(path: bytes) -> bool:
 
 def _lock(fd: int, kind: int, wait: bool) -> None:
     if _OFD:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _flock(kind))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, _FLOCK[kind])
     else:
         operation = fcntl.LOCK_SH if kind == SHARED else fcntl.LOCK_EX
         fcntl.lockf(fd, operation if wait else operation | fcntl.LOCK_NB)
-
-
-def _flock(kind: int) -> bytes:
-    return struct.pack(_LAYOUT, kind, os.SEEK_SET, 0, 0, 0)

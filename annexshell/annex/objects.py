@@ -6,6 +6,8 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.key import Key
 
@@ -24,23 +26,26 @@ class Objects:
         self._mixed_first = not (repo.bare or lower_only or no_symlinks)
         self._other_too = not lower_only
 
-    def candidates(self, key: Key) -> list[bytes]:
-        """The paths at which the object may be, in the order in which to look; the first is where it is stored."""
+    def candidates(self, key: Key) -> Iterator[bytes]:
+        """The paths at which the object may be, in the order in which to look; the first is where it is stored.
+
+        One by one, because the first nearly always is the one, and the next would cost as much again.
+        """
         lower, mixed = key.hashdirs_lower, key.hashdirs_mixed
         order = (mixed, lower) if self._mixed_first else (lower, mixed)
         name = key.filename
-        return [
-            b"%s%s/%s/%s" % (self.directory, hashdirs(self._levels), name, name)
-            for hashdirs in order[: 1 + self._other_too]
-        ]
+        for hashdirs in order[: 1 + self._other_too]:
+            yield b"%s%s/%s/%s" % (self.directory, hashdirs(self._levels), name, name)
 
     def locate(self, key: Key) -> bytes:
         """The path of the object that is there, else of the object that would be."""
-        paths = self.candidates(key)
-        for path in paths:
+        first = None
+        for path in self.candidates(key):
             if os.path.exists(path):
                 return path
-        return paths[0]
+            first = first or path
+        assert first is not None
+        return first
 
     def prune(self, object_directory: bytes) -> None:
         """Remove an object's directory and its hash directories as far as they are empty."""

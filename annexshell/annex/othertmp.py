@@ -63,7 +63,6 @@ def _acquire(path: bytes, permissions: Permissions) -> lockfile.LockFile:
 
 
 def _wait_for(path: bytes, permissions: Permissions) -> lockfile.LockFile:
-    lock = lockfile.acquire(path, lockfile.SHARED, wait=True)
-    assert lock is not None  # a waiting lock is obtained or raises
-    permissions.adjust_file(path)
+    lock = lockfile.waited_for(path, lockfile.SHARED)
+    permissions.adjust_file(lock.fd)
     return lock

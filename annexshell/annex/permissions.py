@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
@@ -12,28 +11,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import TypeVar
 
     from annexshell.annex.gitrepo import GitRepository
+
+    T = TypeVar("T")
 
 _WRITE = 0o222
 _GROUP = frozenset((b"1", b"true", b"group"))
 _ALL = frozenset((b"2", b"all", b"world", b"everybody"))
-_CREATE_ATTEMPTS = 20  # somebody may prune the empty directory we have just made, again and again
+_ATTEMPTS = 20  # somebody may prune the empty directory we have just made, or freeze it, again and again
+_LOCKED_DOWN_VERSION = (
+    10  # up to version 9 the object itself is what gets locked, so sharers must be able to write it
+)
 
 
 class Permissions:
     """Sets modes in one repository. A mode is set only if it changes, and not at all on a crippled file system."""
 
-    __slots__ = ("_crippled", "_explicit", "_hooks", "_locked_down", "_repo", "_shared")
+    __slots__ = ("_crippled", "_explicit", "_hooks", "_repo", "_shared")
 
     def __init__(self, repo: GitRepository) -> None:
         config = repo.config
         self._repo = repo
         self._crippled = config.get_bool(b"annex.crippledfilesystem")
         self._shared, self._explicit = parse_shared(config.get(b"core.sharedrepository"))
-        # Up to version 9 the object file itself is what gets locked, so sharers have to be able to write it.
-        version = repo.version
-        self._locked_down = version is not None and version >= 10
         self._hooks = {
             action: hooks.find_hook(repo, action + b"content-annex") is not None
             or bool(config.get(b"annex." + action + b"content-command"))
@@ -43,6 +45,12 @@ class Permissions:
     @property
     def is_shared(self) -> bool:
         return bool(self._shared) or self._explicit is not None
+
+    @property
+    def _locked_down(self) -> bool:
+        # Asked each time: another process may upgrade the repository while it is being served.
+        version = self._repo.version
+        return version is not None and version >= _LOCKED_DOWN_VERSION
 
     # Directories and files that are not content.
 
@@ -65,13 +73,17 @@ class Permissions:
         if self.is_shared:
             self._chmod(path, self.directory_mode)
 
-    def adjust_file(self, path: bytes) -> None:
+    def adjust_file(self, file: bytes | int) -> None:
+        """Set the mode of a new lock, log or info file, given by path or descriptor."""
         if self.is_shared:
-            self._chmod(path, self.file_mode)
+            self._chmod(file, self.file_mode)
 
     def make_directory(self, path: bytes) -> None:
-        """Create PATH, a directory below the annex directory, with its parents; existing ones are left alone."""
-        for _ in range(_CREATE_ATTEMPTS):
+        """Create PATH, a directory below the annex directory, with its parents; existing ones are left alone.
+
+        Raises FileNotFoundError when the git directory itself is gone.
+        """
+        for _ in range(_ATTEMPTS):
             try:
                 self._make_directory(path)
                 return
@@ -85,6 +97,8 @@ class Permissions:
         except FileExistsError:
             return
         except FileNotFoundError:
+            if path == self._repo.annexdir:
+                raise  # the repository was moved or unmounted: not a place to start a new one
             self._make_directory(os.path.dirname(path))
             try:
                 os.mkdir(path)
@@ -121,22 +135,27 @@ class Permissions:
         self._chmod(path, thawed)
         self._run_hook(b"thaw", path)
 
-    def freeze_directory(self, path: bytes) -> None:
+    def freeze_directory(self, path: bytes, found_mode: int | None = None) -> None:
+        """Make an object directory read-only again; FOUND_MODE is its mode where that is known."""
+
         def frozen(mode: int) -> int:
             if self._explicit is not None:
                 return self.directory_mode(mode) & ~0o200
             return mode | 0o660 if self._shared else mode & ~_WRITE
 
-        self._chmod(path, frozen)
+        self._chmod(path, frozen, found_mode)
         self._run_hook(b"freeze", path)
 
-    def thaw_directory(self, path: bytes) -> None:
+    def thaw_directory(self, path: bytes) -> int | None:
+        """Make an object directory writable; gives its mode now, None where modes are not used."""
+
         def thawed(mode: int) -> int:
             # git-annex itself sets the bare file mode here, which locks everybody but root out of the directory.
             return self.directory_mode(mode) | 0o200 if self._explicit is not None else mode | 0o200
 
-        self._chmod(path, thawed)
+        mode = self._chmod(path, thawed)
         self._run_hook(b"thaw", path)
+        return mode
 
     @property
     def has_thaw_hook(self) -> bool:
@@ -146,19 +165,25 @@ class Permissions:
         """A ``with`` block in which the object directory PATH can be changed; it is frozen again in any case."""
         return ThawedDirectory(self, path)
 
-    def _chmod(self, path: bytes, change: Callable[[int], int]) -> None:
+    def _chmod(self, path: bytes | int, change: Callable[[int], int], mode: int | None = None) -> int | None:
+        """Change the mode of PATH, which is MODE if that is given; gives what it is now (None: no modes)."""
         if self._crippled:
-            return
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+            return None
+        if mode is None:
+            mode = stat.S_IMODE(os.stat(path).st_mode)
         wanted = change(mode)
         if wanted == mode:
-            return
+            return mode
         try:
             os.chmod(path, wanted)
-        except PermissionError:
+        except FileNotFoundError:
+            raise
+        except OSError:
             # With sharing, the file is often another user's, who has made it right already.
             if not self.is_shared:
                 raise
+            return mode
+        return wanted
 
     def _run_hook(self, action: bytes, path: bytes) -> None:
         if self._hooks[action]:
@@ -170,34 +195,38 @@ class Permissions:
 class ThawedDirectory:
     """An object directory that is writable for the length of a ``with`` block (spec: objects §3.4)."""
 
-    __slots__ = ("_path", "_permissions")
+    __slots__ = ("_mode", "_path", "_permissions")
 
     def __init__(self, permissions: Permissions, path: bytes) -> None:
         self._permissions = permissions
         self._path = path
 
     def __enter__(self) -> None:
-        self._permissions.thaw_directory(self._path)
+        self._mode = self._permissions.thaw_directory(self._path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._permissions.freeze_directory(self._path)
+            self._permissions.freeze_directory(self._path, self._mode)
         except FileNotFoundError:
             pass  # what was done in the block ended with the directory being pruned
 
 
-def retry_thawed(permissions: Permissions, directory: bytes, action: Callable[[], None]) -> None:
-    """Do ACTION in an object directory; another process may freeze it under us, so try again on EACCES."""
-    for attempt in range(_CREATE_ATTEMPTS):
-        try:
-            with permissions.thawed(directory):
-                action()
-            return
-        except OSError as reason:
-            if reason.errno not in (errno.EACCES, errno.EPERM) or attempt + 1 == _CREATE_ATTEMPTS:
-                raise
+def retry_thawed(permissions: Permissions, directory: bytes, action: Callable[[], T]) -> T:
+    """Do ACTION, which may be begun anew, in an object directory, and give its result.
+
+    Another process may freeze the directory under us, so EACCES is a reason to try again (spec: objects §3.4).
+    Raises OSError, FileNotFoundError among them when there is no such directory.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with permissions.thawed(directory):
+            try:
+                return action()
+            except PermissionError:
+                pass  # EACCES or EPERM
+    with permissions.thawed(directory):
+        return action()
 
 
 def parse_shared(value: bytes | None) -> tuple[bytes, int | None]:
