@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,25 @@ def make_client(tmp_path: Path, client_env: dict[str, str], ssh: ClientConfig) -
                 subprocess.run(
                     ["ssh", "-O", "exit", "-S", socket.name, "any"], cwd=socket.parent, capture_output=True, timeout=30
                 )
+
+
+@pytest.fixture
+def small_disk() -> Callable[[Path, int], AbstractContextManager[Path]]:
+    """Puts a filesystem of a certain size under an existing directory, with what is in it.
+
+    Mounting needs root or a namespace of one's own; where there is neither, a file system in a file is made by
+    somebody who can, so the tests that want it do not exist there (see ``collect_ignore``).
+    """
+
+    @contextmanager
+    def mount(directory: Path, size: int) -> Iterator[Path]:
+        content = directory.with_name(directory.name + ".before")
+        shutil.copytree(directory, content, symlinks=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "annexshell-test", directory], check=True)
+        try:
+            shutil.copytree(content, directory, symlinks=True, dirs_exist_ok=True)
+            yield directory
+        finally:
+            subprocess.run(["umount", "-l", directory], check=True)
+
+    return mount

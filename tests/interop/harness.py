@@ -9,8 +9,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,18 @@ def pseudorandom(size: int, seed: int = 1) -> bytes:
     import random
 
     return random.Random(seed).randbytes(size)
+
+
+def file_size(path: Path) -> int:
+    """0 as long as there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)

@@ -56,7 +56,7 @@ def test_file_names(make_server, make_client, bare, backend):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(b"content of file %d" % number)
-    one.annex("add", "--quiet", f"--backend={backend}", ".")
+    one.annex("add", "--quiet", "-c", "annex.dotfiles=true", f"--backend={backend}", ".")
     keys = keys_of_files(one)
     assert set(keys) == set(NAMES)
     one.annex("sync", "--content")
