@@ -58,6 +58,10 @@ class ExternalBackends:
             program.close()
             return False
 
+    def can_verify(self, variety: bytes) -> bool:
+        program = self._program(variety)
+        return program is not None and program.can_verify
+
     def is_cryptographically_secure(self, variety: bytes) -> bool:
         program = self._program(variety)
         return program is not None and program.secure
