@@ -26,12 +26,23 @@ def output(
     quiet: bool = False,
 ) -> bytes:
     """What ``git ARGUMENTS`` prints. Raises GitFailed, RepositoryError."""
+    return _run(repo.git(*arguments), arguments[0], input, env, None if quiet else process.STDERR)
+
+
+def run_in(directory: bytes, *arguments: bytes) -> bytes:
+    """What ``git ARGUMENTS`` prints when it looks for the repository itself, its complaints being dropped."""
+    return _run([b"git", b"-C", directory, *arguments], b"in a directory", b"", None, None)
+
+
+def _run(
+    argv: list[bytes], name: bytes, input: bytes, env: Mapping[bytes, bytes] | None, stderr: int | None
+) -> bytes:
     try:
-        done = process.run(repo.git(*arguments), input, env=env, stderr=None if quiet else process.STDERR)
+        done = process.run(argv, input, env=env, stderr=stderr)
     except process.ProgramNotFound as reason:
         raise RepositoryError(str(reason.strerror)) from reason
     if done.status != 0:
-        raise GitFailed(f"git {os.fsdecode(arguments[0])} failed with status {done.status}")
+        raise GitFailed(f"git {os.fsdecode(name)} failed with status {done.status}")
     return done.output
 
 

@@ -10,6 +10,7 @@ import _thread
 import errno
 import os
 
+from annexshell import relay
 from annexshell.annex import lockfile
 from annexshell.annex.othertmp import OtherTmp
 from annexshell.errors import RepositoryError
@@ -198,9 +199,7 @@ def write_file(path: bytes, content: bytes) -> None:
     """Create PATH with CONTENT. No fsync: git-annex would not either, and content is found again without the log."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
+        relay.write_all(fd, content)
     finally:
         os.close(fd)
 
