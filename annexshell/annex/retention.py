@@ -11,6 +11,7 @@ import os
 import time
 
 from annexshell.annex import lockfile
+from annexshell.annex.logs import clock
 from annexshell.annex.othertmp import OtherTmp
 
 TYPE_CHECKING = False
@@ -18,34 +19,7 @@ if TYPE_CHECKING:
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.annex.permissions import Permissions
 
-_SECOND = 10**9
-_TOO_LONG = 1 << 16  # no time that anybody means has that many digits
-_FAR_DIGITS = 20
-_FAR = 10**_FAR_DIGITS  # seconds; what is later is as good as for ever
-
-
-def parse(text: bytes) -> int | None:
-    """The nanoseconds since the epoch that a retention file tells, None if it tells nothing.
-
-    Digits beyond the nanosecond do not count. What is unparsable is neither honoured nor deleted.
-    """
-    sign = -1 if text[:1] == b"-" else 1
-    if text[:1] in (b"-", b"+"):
-        text = text[1:]
-    if text[-1:] == b"s":
-        text = text[:-1]
-    seconds, dot, fraction = text.partition(b".")
-    if not seconds.isdigit() or (dot and not fraction.isdigit()):
-        return None
-    seconds = seconds.lstrip(b"0") or b"0"
-    whole = _FAR if len(seconds) > _FAR_DIGITS else int(seconds)
-    return sign * (whole * _SECOND + int(fraction[:9].ljust(9, b"0")))
-
-
-def format(nanoseconds: int) -> bytes:
-    """A time as git-annex writes it: ``1795342349.4776s``, ``1795342349s``."""
-    seconds, rest = divmod(nanoseconds, _SECOND)
-    return b"%d%ss" % (seconds, (b".%09d" % rest).rstrip(b"0") if rest else b"")
+_LIMIT = 1 << 12  # bytes; a retention file has some twenty
 
 
 def read(path: bytes) -> bytes | None:
@@ -55,7 +29,7 @@ def read(path: bytes) -> bytes | None:
     except FileNotFoundError:
         return None
     try:
-        return os.read(fd, _TOO_LONG)
+        return os.read(fd, _LIMIT)
     finally:
         os.close(fd)
 
@@ -70,9 +44,12 @@ class Retention:
         self._lock = object_path + b".rtl"
 
     def until(self) -> int | None:
-        """Nanoseconds since the epoch, None if there is no time. Raises OSError when that cannot be told."""
+        """The time on logs.clock, None if there is none. Raises OSError when that cannot be told.
+
+        What is unparsable is neither honoured nor deleted.
+        """
         content = read(self._path)
-        return None if content is None else parse(content)
+        return None if content is None else clock.parse(content)
 
     def extend(self, repo: GitRepository, permissions: Permissions, seconds: int) -> bytes | None:
         """Retain the content for SECONDS from now; gives what was written, None where a later time stood already.
@@ -82,8 +59,8 @@ class Retention:
         """
         with lockfile.waited_for(self._lock, lockfile.EXCLUSIVE) as lock:
             permissions.adjust_file(lock.fd)
-            wanted = time.time_ns() + seconds * _SECOND
-            content = format(wanted)
+            wanted = _now() + seconds * clock.SECOND
+            content = clock.render(wanted)
             try:
                 # Written in place: whoever would be misled by half a time must first get the content lock
                 # exclusively, which the one that we hold prevents, or the lock of this file, which we hold too.
@@ -116,7 +93,7 @@ class Retention:
         until = self.until()
         if until is None:
             return True
-        if time.time_ns() <= until:
+        if _now() <= until:
             return False
         self.delete()
         return True
@@ -132,7 +109,11 @@ class Retention:
     def is_future(self) -> bool:
         """Whether removal is refused now."""
         until = self.until()
-        return until is not None and time.time_ns() <= until
+        return until is not None and _now() <= until
+
+
+def _now() -> int:
+    return time.time_ns() * 1000
 
 
 def _write_new(path: bytes, content: bytes) -> None:
