@@ -18,6 +18,7 @@ def checked_out(request, make_server, make_client) -> tuple[Repo, Repo, str]:
     client.add("locked", b"locked content\n")
     client.commit()
     client.annex("sync", "--no-content")
+    server.annex("merge")
     assert (server.path / "dir/unlocked file").read_bytes() == b"/annex/objects/" + key.encode() + b"\n"
     return server, client, key
 
@@ -46,6 +47,7 @@ def test_two_files_of_one_key(checked_out):
     client.add("copy", b"the content\n", unlocked=True)
     client.commit()
     client.annex("sync", "--no-content")
+    server.annex("merge")
     client.annex("copy", "--to=origin", "copy")
     for name in ("copy", "dir/unlocked file"):
         assert (server.path / name).read_bytes() == b"the content\n"
