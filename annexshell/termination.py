@@ -72,9 +72,8 @@ class Termination:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         self._restore()
         if self.received is not None:
             _signal.signal(self.received, _signal.SIG_DFL)
             os.kill(os.getpid(), self.received)
-        return False

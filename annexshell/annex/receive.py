@@ -13,7 +13,7 @@ from annexshell import log, relay
 from annexshell.annex import journal
 from annexshell.annex.diskspace import require_space
 from annexshell.annex.logs.location import set_presence
-from annexshell.annex.verify import hasher, is_cryptographically_secure, is_verifiable
+from annexshell.annex.verify import hasher, size_matches
 from annexshell.errors import RepositoryError, TransferRefused
 from annexshell.repository import Outcome, Upload
 
@@ -48,7 +48,7 @@ class LocalUpload(Upload):
             raise TransferRefused("the repository has a modified version of the content in its place")
         if not journal.can_log(repository.repo, key):
             raise TransferRefused("the key's name is too long to be recorded in the git-annex branch")
-        _refuse_insecure(repository, key)
+        repository.refuse_insecure(key)
         self._transfer: Transfer = repository.transfers.download(key, repository.client, file)
         try:
             self.offset = self._resumable_size()
@@ -65,9 +65,8 @@ class LocalUpload(Upload):
             return 0
         # Without a hash nothing would notice that the start is of another version of the content; and what is larger
         # than the key is not its start.
-        if not is_verifiable(self._key) or (self._key.size is not None and size > self._key.size):
-            return 0
-        return size
+        too_large = self._key.size is not None and size > self._key.size
+        return 0 if too_large or not self._repository.verifier.can_verify(self._key) else size
 
     def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
         self._data_began = True
@@ -108,11 +107,11 @@ class LocalUpload(Upload):
             return hashing.matches()
         if valid and not verify and not resumed:
             return True
-        if self._key.size is not None and self._key.size != size:
+        if not size_matches(self._key, size):
             return False
         if hashing is not None:
             return hashing.matches()
-        return self._repository.verify(self._key, self._path) is not False
+        return self._repository.verifier.verify(self._key, self._path) is not False
 
     def _store(self) -> bool:
         repository, key = self._repository, self._key
@@ -238,11 +237,3 @@ def _unlink(path: bytes) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
-
-
-def _refuse_insecure(repository: LocalRepository, key: Key) -> None:
-    if repository.repo.config.get_bool(b"annex.securehashesonly") and not is_cryptographically_secure(
-        key, repository.equivalent_keys
-    ):
-        variety = key.variety.decode("utf-8", "backslashreplace")
-        raise TransferRefused(f"annex.securehashesonly blocked transfer of {variety} key")

@@ -9,7 +9,7 @@ import time
 from annexshell.annex.contentlock import ContentLocks
 from annexshell.annex.objects import Objects
 from annexshell.annex.permissions import Permissions
-from annexshell.errors import NotPresent, RepositoryError
+from annexshell.errors import NotPresent, RepositoryError, TransferRefused
 from annexshell.p2p.versions import HIGHEST
 from annexshell.repository import AlreadyHave, Outcome, Repository
 from annexshell.uuid import NO_UUID, UUID
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.annex.send import LocalContent
     from annexshell.annex.transfers import Transfers
+    from annexshell.annex.verify import Verifier
     from annexshell.annex.worktree import Worktree
     from annexshell.key import Key
     from annexshell.repository import AssociatedFile, ContentLock, Timestamp, Upload
@@ -42,6 +43,7 @@ class LocalRepository(Repository):
         self.locks = ContentLocks(repo, self.objects, self.permissions)
         self._thin = repo.config.get_bool(b"annex.thin")
         self._branch: Branch | None = None
+        self._verifier: Verifier | None = None
         self._transfers: Transfers | None = None
         self._worktree: Worktree | None = None
 
@@ -68,20 +70,30 @@ class LocalRepository(Repository):
             from annexshell.annex.worktree import Worktree
 
             database = KeysDatabase(self.repo, self.permissions)
-            self._worktree = Worktree(self.repo, self.permissions, self.objects, database, self.verify)
+            self._worktree = Worktree(self.repo, self.permissions, self.objects, database, self.verifier.verify)
         return self._worktree
 
-    def equivalent_keys(self, key: Key) -> list[Key]:
-        """The keys whose content is also that of a VURL key (spec: objects §12.3)."""
+    @property
+    def verifier(self) -> Verifier:
+        if self._verifier is None:
+            from annexshell.annex.verify import Verifier
+
+            self._verifier = Verifier(self._equivalent_keys)
+        return self._verifier
+
+    def _equivalent_keys(self, key: Key) -> list[Key]:
         from annexshell.annex.logs.equivalent import equivalent_keys
 
         return equivalent_keys(self.branch, key)
 
-    def verify(self, key: Key, path: bytes) -> bool | None:
-        """Whether the file has the key's content by its backend; None if the backend cannot tell."""
-        from annexshell.annex.verify import verify_file
+    def refuse_insecure(self, key: Key) -> None:
+        """annex.securehashesonly keeps other keys from being transferred (spec: objects §12.4).
 
-        return verify_file(key, path, self.equivalent_keys)
+        Raises TransferRefused.
+        """
+        if self.repo.config.get_bool(b"annex.securehashesonly") and not self.verifier.is_secure(key):
+            variety = key.variety.decode("utf-8", "backslashreplace")
+            raise TransferRefused(f"annex.securehashesonly blocked transfer of {variety} key")
 
     # What a Repository does.
 
@@ -133,21 +145,18 @@ class LocalRepository(Repository):
     def close(self) -> None:
         """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""
         try:
-            if self._worktree is not None:
-                self._worktree.close()
-        finally:
             self._commit()
+        finally:
+            for part in (self._branch, self._worktree, self._verifier):
+                if part is not None:
+                    part.close()
 
     def _commit(self) -> None:
-        if self.repo.config.get_bool(b"annex.alwayscommit", True):
-            # Others' entries are committed too, so this is asked even if the session wrote nothing; but then the
-            # answer costs one look at a directory.
-            from annexshell.annex.journal import is_dirty
+        # The journal may have entries of others even if this session wrote none; then they are committed too.
+        from annexshell.annex.journal import is_dirty
 
-            if self._branch is not None or is_dirty(self.repo):
-                self.branch.commit()
-        if self._branch is not None:
-            self._branch.close()
+        if is_dirty(self.repo):
+            self.branch.commit()
 
 
 def clock() -> Timestamp:

@@ -36,7 +36,7 @@ class LocalContent(Content):
             if not stat.S_ISREG(self._status.st_mode):
                 raise NotPresent(f"the object of {key} is not a regular file")
             # Before the length is announced; later there would be no way left to say that it is not available.
-            _refuse_insecure(repository, key)
+            repository.refuse_insecure(key)
             if not repository.worktree.may_send(key, path, self._status):
                 raise NotPresent(f"the content of {key} was modified")
             self.length = max(0, self._status.st_size - offset)
@@ -73,11 +73,3 @@ class LocalContent(Content):
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _refuse_insecure(repository: LocalRepository, key: Key) -> None:
-    if repository.repo.config.get_bool(b"annex.securehashesonly"):
-        from annexshell.annex.verify import is_cryptographically_secure
-
-        if not is_cryptographically_secure(key, repository.equivalent_keys):
-            raise NotPresent(f"annex.securehashesonly blocked transfer of {key.variety.decode()} key")

@@ -15,12 +15,9 @@ from annexshell.key import Key
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import TypeAlias
+    from types import TracebackType
 
     from annexshell.annex.backends import Hash
-
-    # The keys recorded as equivalent to a VURL key, or what looks them up (spec: objects §12.3).
-    Equivalents: TypeAlias = Iterable[Key] | Callable[[Key], Iterable[Key]]
 
 _BUFFER_SIZE = 1 << 18
 
@@ -48,68 +45,87 @@ def hasher(key: Key) -> Hasher | None:
     return None if computed is None else Hasher(computed, backends.find(key.variety).expected_digest(key.name))
 
 
-def verify_file(
-    key: Key, path: bytes, equivalent_keys: Equivalents = (), programs: ExternalBackends | None = None
-) -> bool | None:
-    """Whether the file's content is the key's. Raises OSError when it cannot be read.
-
-    ``programs`` are kept running for the next key; without them, one that is needed is started for this key alone.
-    """
-    backend = backends.find(key.variety)
-    if backend.external:
-        with _Programs(programs) as running:
-            return running.verify(key, path)
-    if backend.uses_equivalents:
-        return _matches_any(path, _listed(key, equivalent_keys), programs)
-    hashed = hasher(key)
-    if hashed is None:
-        return None
-    _read_file(path, hashed.update)
-    return hashed.matches()
-
-
-def is_cryptographically_secure(
-    key: Key, equivalent_keys: Equivalents = (), programs: ExternalBackends | None = None
-) -> bool:
-    """Whether annex.securehashesonly lets the key's content be transferred and stored (spec: objects §12.4)."""
-    backend = backends.find(key.variety)
-    if backend.external:
-        with _Programs(programs) as running:
-            return running.is_cryptographically_secure(key.variety)
-    if backend.uses_equivalents:
-        listed = _listed(key, equivalent_keys)
-        return all(is_cryptographically_secure(other, (), programs) for other in listed)
-    return backend.secure
-
-
 def size_matches(key: Key, size: int) -> bool:
     """Whether content of SIZE bytes can be the key's: always when the key does not tell its size."""
     return key.size is None or key.size == size
 
 
-def _matches_any(path: bytes, listed: list[Key], programs: ExternalBackends | None) -> bool | None:
-    """Whether the content is that of one of the keys, of which one that cannot be verified says nothing good."""
-    if not listed:
-        return None
-    hashers: list[Hasher] = []
-    others: list[Key] = []
-    for key in listed:
+class Verifier:
+    """Verifies files for one user, who is one thread. The programs that this needs run until it is closed.
+
+    EQUIVALENT_KEYS looks up what is recorded as equivalent to a VURL key (spec: objects §12.3).
+    """
+
+    __slots__ = ("_equivalent_keys", "_programs")
+
+    def __init__(self, equivalent_keys: Callable[[Key], Iterable[Key]] = lambda key: ()) -> None:
+        self._equivalent_keys = equivalent_keys
+        self._programs = ExternalBackends()
+
+    def verify(self, key: Key, path: bytes) -> bool | None:
+        """Whether the file's content is the key's. Raises OSError when it cannot be read."""
+        backend = backends.find(key.variety)
+        if backend.external:
+            return self._programs.verify(key, path)
+        if backend.uses_equivalents:
+            return self._matches_any(path, self._listed(key))
         hashed = hasher(key)
-        if hashed is not None:
-            hashers.append(hashed)
-        elif backends.find(key.variety).external:
-            others.append(key)
-    if hashers:
-        _read_file(path, *(hashed.update for hashed in hashers))
-        if any(hashed.matches() for hashed in hashers):
-            return True
-    return any(verify_file(key, path, (), programs) is True for key in others)
+        if hashed is None:
+            return None
+        _read_file(path, hashed.update)
+        return hashed.matches()
 
+    def can_verify(self, key: Key) -> bool:
+        """Whether :meth:`verify` could tell this key's content from other content of the same size."""
+        backend = backends.find(key.variety)
+        if backend.external:
+            return self._programs.can_verify(key.variety)
+        if backend.uses_equivalents:
+            return bool(self._listed(key))
+        return backends.create_hash(key.variety, key.size) is not None
 
-def _listed(key: Key, equivalent_keys: Equivalents) -> list[Key]:
-    """The equivalent keys without VURL ones, which would need others in turn, possibly in a circle."""
-    found = equivalent_keys(key) if callable(equivalent_keys) else equivalent_keys
-    return [other for other in found if not backends.find(other.variety).uses_equivalents]
+    def is_secure(self, key: Key) -> bool:
+        """Whether annex.securehashesonly lets the key's content be transferred and stored (spec: objects §12.4)."""
+        backend = backends.find(key.variety)
+        if backend.external:
+            return self._programs.is_cryptographically_secure(key.variety)
+        if backend.uses_equivalents:
+            return all(map(self.is_secure, self._listed(key)))
+        return backend.secure
+
+    def _listed(self, key: Key) -> list[Key]:
+        """The equivalent keys without VURL ones, which would need others in turn, possibly in a circle."""
+        return [k for k in self._equivalent_keys(key) if not backends.find(k.variety).uses_equivalents]
+
+    def _matches_any(self, path: bytes, listed: list[Key]) -> bool | None:
+        """Whether the content is that of one of the keys, of which one that cannot be verified says nothing good."""
+        if not listed:
+            return None
+        hashers: list[Hasher] = []
+        others: list[Key] = []
+        for key in listed:
+            hashed = hasher(key)
+            if hashed is not None:
+                hashers.append(hashed)
+            elif backends.find(key.variety).external:
+                others.append(key)
+        if hashers:
+            _read_file(path, *(hashed.update for hashed in hashers))
+            if any(hashed.matches() for hashed in hashers):
+                return True
+        return any(self.verify(key, path) is True for key in others)
+
+    def close(self) -> None:
+        """End the programs."""
+        self._programs.close()
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _read_file(path: bytes, *consumers: Callable[[memoryview], object]) -> None:
@@ -122,20 +138,3 @@ def _read_file(path: bytes, *consumers: Callable[[memoryview], object]) -> None:
                 consume(buffer[:count])
     finally:
         os.close(fd)
-
-
-class _Programs:
-    """The user's programs, which outlive the ``with``, or else some that end with it."""
-
-    __slots__ = ("_own", "_programs")
-
-    def __init__(self, programs: ExternalBackends | None) -> None:
-        self._own = programs is None
-        self._programs = ExternalBackends() if programs is None else programs
-
-    def __enter__(self) -> ExternalBackends:
-        return self._programs
-
-    def __exit__(self, *error: object) -> None:
-        if self._own:
-            self._programs.close()

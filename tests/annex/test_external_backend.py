@@ -14,6 +14,7 @@ from annexshell import log
 from annexshell.annex import external_backend, verify
 from annexshell.annex.external_backend import ExternalBackends
 from annexshell.key import Key
+from tests.annex.verifying import is_secure, verify_file
 
 HELLO_MD5 = b"5d41402abc4b2a76b9719d911017c592"
 KEY = Key(b"XTEST-s5--" + HELLO_MD5)
@@ -144,23 +145,25 @@ def test_one_program_verifies_one_key_after_the_other(installed, hello, wrong, w
 )
 def test_a_program_does_not_know_of_extensions(text, asked, installed, hello):
     assert verify.hasher(Key(text)) is None
-    assert verify.verify_file(Key(text), hello) is True
+    assert verify_file(Key(text), hello) is True
     assert installed.lines()[4] == os.fsdecode(b"VERIFYKEYCONTENT " + asked + b" " + hello)
 
 
-def test_without_an_owner_a_program_runs_for_one_question(installed, hello, wrong):
-    assert verify.verify_file(KEY, hello) is True
-    assert verify.verify_file(KEY, wrong) is False
-    assert verify.is_cryptographically_secure(KEY) is True
-    assert len(set(installed.pids())) == 3
+def test_a_verifier_keeps_its_program_for_the_next_question(installed, hello, wrong):
+    with verify.Verifier() as verifier:
+        assert verifier.verify(KEY, hello) is True
+        assert verifier.verify(KEY, wrong) is False
+        assert verifier.is_secure(KEY) is True
+        assert verifier.can_verify(KEY) is True
+    assert len(installed.pids()) == 1
 
 
 def test_an_equivalent_key_may_have_a_program(installed, hello, wrong):
     vurl = Key(b"VURL--x")
-    with ExternalBackends() as programs:
-        assert verify.verify_file(vurl, hello, [KEY], programs) is True
-        assert verify.verify_file(vurl, wrong, [KEY], programs) is False
-        assert verify.is_cryptographically_secure(vurl, [KEY], programs) is True
+    with verify.Verifier(lambda key: [KEY]) as verifier:
+        assert verifier.verify(vurl, hello) is True
+        assert verifier.verify(vurl, wrong) is False
+        assert verifier.is_secure(vurl) is True
     assert len(installed.pids()) == 1
 
 
@@ -178,8 +181,8 @@ def test_the_name_of_a_program_is_no_path(variety, installed, hello, warnings, m
     (installed.directory / "git-annex-backend-X").mkdir()
     (installed.directory / "git-annex-backend-XTEST").rename(installed.directory / "evil")
     monkeypatch.chdir(installed.directory)
-    assert verify.verify_file(Key(variety + b"--a"), hello) is None
-    assert verify.is_cryptographically_secure(Key(variety + b"--a")) is False
+    assert verify_file(Key(variety + b"--a"), hello) is None
+    assert is_secure(Key(variety + b"--a")) is False
     assert installed.pids() == []
     assert len(warnings) == 2
 
@@ -298,7 +301,7 @@ def test_a_missing_file_is_an_error_and_no_verdict(installed, hello):
 def test_a_file_that_is_not_executable_is_no_program(installed, hello, warnings):
     path = installed.directory / "git-annex-backend-XPLAIN"
     path.write_text(PROGRAM)
-    assert verify.verify_file(Key(b"XPLAIN--a"), hello) is None
+    assert verify_file(Key(b"XPLAIN--a"), hello) is None
     assert len(warnings) == 1
 
 

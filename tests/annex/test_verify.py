@@ -15,6 +15,7 @@ from annexshell import log
 from annexshell.annex import backends, verify
 from annexshell.key import Key
 from tests import vectors
+from tests.annex.verifying import is_secure, verify_file
 
 DIGESTS = vectors.load("objects-hashes")["digests"]
 LENGTHS = sorted(int(length) for length in DIGESTS["SHA256"])
@@ -80,9 +81,9 @@ def test_recorded_digests_verify_from_a_file(variety, tmp_path):
     for length, digest in DIGESTS[variety].items():
         path.write_bytes(content(int(length)))
         key = Key(f"{variety}-s{length}--{digest}".encode())
-        assert verify.verify_file(key, os.fsencode(path)) is True
+        assert verify_file(key, os.fsencode(path)) is True
         path.write_bytes(content(int(length)) + b"x")
-        assert verify.verify_file(key, os.fsencode(path)) is False
+        assert verify_file(key, os.fsencode(path)) is False
 
 
 def test_the_vectors_have_every_hash_of_the_table():
@@ -122,7 +123,7 @@ def test_the_digest_has_to_be_lower_case(variety):
 def test_which_part_of_a_name_is_the_digest(variety, name, good, hello):
     key = Key(variety + b"--" + name)
     assert fed(key, HELLO) is good
-    assert verify.verify_file(key, hello) is good
+    assert verify_file(key, hello) is good
 
 
 def test_the_verdict_can_be_asked_for_again():
@@ -147,7 +148,7 @@ def test_the_verdict_can_be_asked_for_again():
 def test_the_digest_of_a_git_bundle_comes_last(name, good, hello):
     key = Key(b"GITBUNDLE-s5--" + name)
     assert fed(key, HELLO) is good
-    assert verify.verify_file(key, hello) is good
+    assert verify_file(key, hello) is good
 
 
 UNVERIFIABLE = ["WORM-s5-m1--x", "URL-s5--x", "FOO-s5--x", "GITMANIFEST-s5--x", "foo--x", "E--x", "SHA999E-s5--x"]
@@ -159,8 +160,8 @@ UNVERIFIABLE += ["VURLE-s5--x", "WORME-s5--x", "GITBUNDLEE-s5--a-b", "SHA256EE-s
 def test_what_cannot_be_verified_is_told_apart_from_what_is_wrong(text, hello, warnings):
     key = Key(text.encode())
     assert verify.hasher(key) is None
-    assert verify.verify_file(key, hello) is None
-    assert verify.is_cryptographically_secure(key) is False
+    assert verify_file(key, hello) is None
+    assert is_secure(key) is False
     assert warnings == []
 
 
@@ -173,8 +174,8 @@ def test_no_key_makes_verification_fail_with_an_exception(text):
         key = Key(text)
     except ValueError:
         return
-    assert verify.verify_file(key, b"/dev/null") in (True, False, None)
-    assert verify.is_cryptographically_secure(key) in (True, False)
+    assert verify_file(key, b"/dev/null") in (True, False, None)
+    assert is_secure(key) in (True, False)
 
 
 @pytest.mark.parametrize("suffix", ["", "E"])
@@ -182,7 +183,7 @@ def test_no_key_makes_verification_fail_with_an_exception(text):
 def test_which_hashes_are_secure(variety, suffix):
     key = Key(f"{variety}{suffix}-s5--x".encode())
     expected = variety not in INSECURE and variety + suffix != "GITBUNDLEE"
-    assert verify.is_cryptographically_secure(key) is expected
+    assert is_secure(key) is expected
 
 
 def test_the_size_is_compared_where_there_is_one():
@@ -193,13 +194,13 @@ def test_the_size_is_compared_where_there_is_one():
 
 
 def test_the_content_counts_and_not_the_size(hello):
-    assert verify.verify_file(Key(b"SHA256-s999--" + HELLO_SHA256), hello) is True
+    assert verify_file(Key(b"SHA256-s999--" + HELLO_SHA256), hello) is True
 
 
 def test_a_missing_file_is_an_error_and_no_verdict(tmp_path):
     for text in (b"SHA256--x", b"SKEIN256--x"):
         with pytest.raises(FileNotFoundError):
-            verify.verify_file(Key(text), os.fsencode(tmp_path / "missing"))
+            verify_file(Key(text), os.fsencode(tmp_path / "missing"))
 
 
 class TestVurl:
@@ -213,17 +214,17 @@ class TestVurl:
         assert verify.hasher(self.KEY) is None
 
     def test_without_equivalent_keys_it_cannot_be_verified(self, hello):
-        assert verify.verify_file(self.KEY, hello) is None
-        assert verify.verify_file(self.KEY, hello, [self.KEY]) is None
+        assert verify_file(self.KEY, hello) is None
+        assert verify_file(self.KEY, hello, [self.KEY]) is None
 
     def test_one_equivalent_key_is_enough(self, hello):
-        assert verify.verify_file(self.KEY, hello, [self.GOOD]) is True
-        assert verify.verify_file(self.KEY, hello, [self.BAD, self.WORM, self.GOOD_MD5]) is True
-        assert verify.verify_file(self.KEY, hello, [self.BAD]) is False
+        assert verify_file(self.KEY, hello, [self.GOOD]) is True
+        assert verify_file(self.KEY, hello, [self.BAD, self.WORM, self.GOOD_MD5]) is True
+        assert verify_file(self.KEY, hello, [self.BAD]) is False
 
     def test_a_key_that_cannot_be_verified_says_nothing_good(self, hello):
-        assert verify.verify_file(self.KEY, hello, [self.WORM]) is False
-        assert verify.verify_file(self.KEY, hello, [Key(b"XNOSUCHPROGRAM-s5--x")]) is False
+        assert verify_file(self.KEY, hello, [self.WORM]) is False
+        assert verify_file(self.KEY, hello, [Key(b"XNOSUCHPROGRAM-s5--x")]) is False
 
     def test_the_keys_can_be_looked_up_when_needed(self, hello):
         asked = []
@@ -232,17 +233,16 @@ class TestVurl:
             asked.append(key)
             return iter([self.GOOD])
 
-        assert verify.verify_file(self.KEY, hello, look_up) is True
+        assert verify_file(self.KEY, hello, look_up) is True
         assert asked == [self.KEY]
-        assert verify.verify_file(self.GOOD, hello, look_up) is True
+        assert verify_file(self.GOOD, hello, look_up) is True
         assert asked == [self.KEY]
 
     def test_it_is_as_secure_as_all_its_equivalent_keys(self):
-        secure = verify.is_cryptographically_secure
-        assert secure(self.KEY) is True
-        assert secure(self.KEY, [self.GOOD]) is True
-        assert secure(self.KEY, [self.GOOD, self.GOOD_MD5]) is False
-        assert secure(self.KEY, lambda key: [self.WORM]) is False
+        assert is_secure(self.KEY) is True
+        assert is_secure(self.KEY, [self.GOOD]) is True
+        assert is_secure(self.KEY, [self.GOOD, self.GOOD_MD5]) is False
+        assert is_secure(self.KEY, lambda key: [self.WORM]) is False
 
 
 @pytest.mark.parametrize(("variety", "package"), [(b"BLAKE3_256E", "blake3"), (b"XXH3", "xxhash")])
@@ -250,7 +250,7 @@ def test_without_its_package_a_hash_cannot_be_verified(variety, package, monkeyp
     monkeypatch.setitem(sys.modules, package, None)
     key = Key(variety + b"-s5--x")
     assert verify.hasher(key) is None
-    assert verify.verify_file(key, hello) is None
+    assert verify_file(key, hello) is None
     assert all(package in message and variety.decode() in message for message in warnings)
     assert len(warnings) == 2
 
@@ -328,7 +328,7 @@ def test_keys_of_the_real_git_annex_verify(variety, extension, git_annex_path, c
     data = path.read_bytes()
     assert verify.size_matches(key, len(data))
     assert fed(key, data, (10000, 1, 511))
-    assert verify.verify_file(key, os.fsencode(path)) is True
+    assert verify_file(key, os.fsencode(path)) is True
     flipped = bytearray(data)
     flipped[-1] ^= 1
     assert not fed(key, bytes(flipped))
@@ -343,3 +343,21 @@ def calckey_repository(git_annex_path, tmp_path_factory):
     subprocess.run(["git", "annex", "init", "-q"], cwd=path, check=True, env=environ, stdout=subprocess.DEVNULL)
     (path / "some.file.txt").write_bytes(b"\0\xff".join(b"%d" % i for i in range(9000)))
     return path
+
+
+@pytest.mark.parametrize(
+    ("text", "equivalents", "expected"),
+    [
+        (b"SHA256-s5--x", (), True),
+        (b"XXH3E-s5--x", (), True),
+        (b"WORM-s5--x", (), False),
+        (b"URL--x", (), False),
+        (b"NOBODY--x", (), False),
+        (b"XNOSUCHPROGRAM-s5--x", (), False),
+        (b"VURL--x", (), False),
+        (b"VURL--x", (Key(b"SHA256-s5--x"),), True),
+    ],
+)
+def test_what_could_be_verified_at_all(text, equivalents, expected):
+    with verify.Verifier(lambda key: equivalents) as verifier:
+        assert verifier.can_verify(Key(text)) is expected
