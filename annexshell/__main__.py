@@ -92,8 +92,8 @@ def run_wire_command(words: Sequence[bytes]) -> int:
     checks.drop_git_variables()
     repo = checks.open_repository(directories.repository_path(path), request.directory)
     command = command_named(request.name)
-    checks.read_config(repo, request.directory)
-    if options.debug is None and repo.config.get_bool(b"annex.debug"):
+    config = checks.read_config(repo, request.directory)
+    if options.debug is None and config.get_bool(b"annex.debug"):
         log.enable_debug()
     checks.check_uuids(repo, options.uuids)
     if request.builtin.in_annex:

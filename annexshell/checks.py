@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from annexshell.access import Access
+    from annexshell.annex.config import Config
 
 _SUPPORTED_VERSIONS = (8, 9, 10)
 # UUIDv5 of the URL namespace and http://git-annex.branchable.com/design/gcrypt/
@@ -66,10 +67,10 @@ def open_repository(path: bytes, directory: bytes) -> GitRepository:
         raise _unreadable(directory, reason) from reason
 
 
-def read_config(repo: GitRepository, directory: bytes) -> None:
+def read_config(repo: GitRepository, directory: bytes) -> Config:
     """Wait for the config. Raises RepositoryError."""
     try:
-        assert repo.config
+        return repo.config
     except TemporaryFailure:
         raise
     except RepositoryError as reason:

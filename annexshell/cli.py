@@ -53,9 +53,9 @@ def program() -> None:
 def link_shell(directory: str, name: str, symlink: bool, force: bool) -> None:
     """Give annexshell the name that clients run.
 
-    Writes a small program git-annex-shell to DIRECTORY that starts annexshell with this Python, faster than the annexshell program does
-    and without regard to the PYTHON... variables of the client. DIRECTORY should come early in the PATH that sshd
-    gives to the account.
+    Writes a small program git-annex-shell to DIRECTORY that starts annexshell with this Python, faster than the
+    annexshell program does and without regard to the PYTHON... variables of the client. DIRECTORY should come
+    early in the PATH that sshd gives to the account.
 
     \b
     Example:
@@ -78,12 +78,12 @@ _OPTIONS = [
     click.Option(["-d", "--debug/--no-debug"], help="Tell on stderr what is going on."),
     # Clients may send these to any command.
     click.Option(["--debugfilter"], hidden=True),
-    click.Option(["--force"], is_flag=True, hidden=True),
     click.Option(["-F", "--fast"], is_flag=True, hidden=True),
     click.Option(["-v", "--verbose"], is_flag=True, hidden=True),
     click.Option(["-q", "--quiet"], is_flag=True, hidden=True),
     click.Option(["--explain"], is_flag=True, hidden=True),
 ]
+_FORCE = [click.Option(["--force"], is_flag=True, hidden=True)]
 _DROPKEY_OPTIONS = [
     click.Option(["--force"], is_flag=True, help="Needed, as no other copies are looked for."),
     click.Option(["-j", "--json"], is_flag=True, help="Tell on stdout what was done, as JSON."),
@@ -108,7 +108,7 @@ def _declare(name: str, words: str, purpose: str, more: str, example: str) -> No
                 click.Argument(["directory"], metavar="DIRECTORY"),
                 click.Argument(["words"], metavar=words, nargs=-1),
                 *_OPTIONS,
-                *(_DROPKEY_OPTIONS if name == "dropkey" else ()),
+                *(_DROPKEY_OPTIONS if name == "dropkey" else _FORCE),
             ],
             callback=run,
             help=f"{purpose}\n\n{more}{example}",

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.shell import shell
+
+__all__ = ["shell"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

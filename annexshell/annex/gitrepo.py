@@ -10,7 +10,7 @@ import os
 
 from annexshell import process
 from annexshell.annex.config import Config, ConfigReader, file_signature
-from annexshell.errors import RepositoryError
+from annexshell.errors import RepositoryError, TemporaryFailure, is_passing
 from annexshell.uuid import UUID
 
 _GITFILE_LIMIT = 1 << 16
@@ -166,7 +166,8 @@ def _first_line(path: bytes) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as reason:
-        raise RepositoryError(f"cannot read {os.fsdecode(path)}: {reason.strerror}") from reason
+        kind = TemporaryFailure if is_passing(reason) else RepositoryError
+        raise kind(f"cannot read {os.fsdecode(path)}: {reason.strerror}") from reason
     try:
         return os.read(fd, _GITFILE_LIMIT).split(b"\n", 1)[0]
     except IsADirectoryError:

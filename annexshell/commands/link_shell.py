@@ -122,10 +122,10 @@ def _sh_quote(word: str) -> str:
 
 
 def _write_program(temporary: str, text: str) -> None:
-    with open(temporary, "x", encoding="utf-8", errors="surrogateescape") as file:
+    # Executable by whom the umask lets, as any program that is installed.
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o777)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
-        # Executable by everybody who may read it: the umask has its say, as for any program that is installed.
-        os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode | 0o111)
 
 
 def _put(target: Path, create: Callable[[str], None]) -> None:

@@ -1,0 +1,470 @@
+"""Whole commands, against what git-annex-shell did with the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from annexshell import __main__, checks, forced
+from annexshell.errors import TemporaryFailure
+from tests import vectors
+from tests.shell import OTHER_UUID, UUID, Result, Shell, git, make_annex, make_ref, make_repository
+
+PRESENT = "SHA256E-s3--ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+ABSENT = "SHA256E-s4--88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589"
+PACKAGE = Path(__main__.__file__).parents[1]
+# Commands that this version refuses once all checks are passed.
+LATER = {"notifychanges", "inannex", "sendkey", "recvkey", "dropkey", "gcryptsetup"}
+
+
+def filled(text: str, shell: Shell) -> str:
+    """TEXT with the placeholders of the vectors replaced."""
+    for name, value in {
+        "OTHERCASE-REPOUUID": UUID.upper() + "-",
+        "REPOUUID": UUID,
+        "WRONGUUID": OTHER_UUID,
+        "PRESENTKEY": PRESENT,
+        "ABSENTKEY": ABSENT,
+        "HOSTNAME": os.uname().nodename,
+        "GCRYPTUUID": "39d0c840-d914-55c6-9969-739920770697",
+        "$HOME": str(shell.home),
+    }.items():
+        text = text.replace(name, value)
+    return text
+
+
+# How a command line reaches git-shell.
+
+# Where the vectors are not followed (spec: shell §10.1, §13.1): a path to git-annex-shell is taken for it, and with
+# GIT_ANNEX_SHELL_DIRECTORY git-shell gets a git service with one quoted directory or nothing.
+PATH_TO_US = ["-c", "/usr/bin/git-annex-shell configlist repo"]
+NOT_STRICT = [
+    ["git-upload-pack", "'re po'"],
+    ["-c", "git-upload-pack 're po' "],
+    ["-c", "git-upload-pack 're po"],
+    ["-c", "git-upload-pack 'evil' 're po'"],
+]
+
+
+def test_command_lines(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    cases = vectors.load("shell-invocation")
+    assert len(cases) > 90
+    for case in cases:
+        result = shell(*case["argv"], **case.get("env", {}))
+        if case["argv"] == PATH_TO_US:
+            assert result.stdout.startswith(b"annex.uuid=" + UUID.encode())
+            continue
+        if "GIT_ANNEX_SHELL_DIRECTORY" in case.get("env", {}) and case["argv"] in NOT_STRICT:
+            assert (result.status, result.git_shell) == (1, None)
+            assert result.complaint.startswith("Only allowed to access ~/re po, by git-upload-pack")
+            continue
+        assert result.status == case["exit"], case
+        assert result.stdout == filled(case["stdout"], shell).encode(), case
+        expected = [word.encode() for word in case["git_shell_argv"]][1:] if "git_shell_argv" in case else None
+        assert result.git_shell == expected, case
+        complaint = filled(case["stderr_first_line"], shell).removeprefix("git-annex-shell: ")
+        assert result.complaint.startswith(complaint), case
+
+
+def test_options(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    checked = 0
+    for case in vectors.load("shell-options"):
+        words = [filled(word, shell) for word in case["argv"]]
+        result = shell(*words)
+        complaint = filled(case["stderr_first_line"], shell).partition(": ")
+        expected = complaint[2] if complaint[0] in ("git-annex-shell", "git-annex") else "".join(complaint)
+        if words[0] in LATER and not expected.startswith(("Invalid", "dropkey can", "This command")):
+            assert result.status == 1
+            assert result.stdout == b""
+            assert "does not provide" in result.complaint
+            continue
+        assert result.status == case["exit"], case
+        if case["stdout"].endswith("..."):
+            assert result.stdout.startswith(b"Usage: git-annex-shell configlist DIRECTORY")
+        else:
+            assert result.stdout == filled(case["stdout"], shell).encode(), case
+        assert result.complaint == expected, case
+        checked += 1
+    assert checked > 45
+
+
+# States of a repository, of the environment, of --uuid.
+
+
+def prepare(state: str, shell: Shell) -> tuple[str, list[str], dict[str, str]]:
+    """Set STATE up; gives the directory's name, words to add to the command, environment variables."""
+    environment = {
+        "readonly": {"GIT_ANNEX_SHELL_READONLY": "1"},
+        "appendonly": {"GIT_ANNEX_SHELL_APPENDONLY": "1"},
+        "readonly+appendonly": {"GIT_ANNEX_SHELL_READONLY": "1", "GIT_ANNEX_SHELL_APPENDONLY": "1"},
+        "limited": {"GIT_ANNEX_SHELL_LIMITED": "1"},
+        "directory-other": {"GIT_ANNEX_SHELL_DIRECTORY": "/srv/annex"},
+        "empty-env": dict.fromkeys(
+            ["GIT_ANNEX_SHELL_READONLY", "GIT_ANNEX_SHELL_APPENDONLY", "GIT_ANNEX_SHELL_LIMITED"], ""
+        ),
+        # What git's own tests use, as only root could give the repository away.
+        "other-owner": {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},
+        "other-owner-bare": {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},
+    }.get(state, {})
+    uuids = {
+        "uuid-right": [UUID],
+        "uuid-wrong": [OTHER_UUID],
+        "uninit-uuid": [OTHER_UUID],
+        "gcrypt-uuid-right": [filled("GCRYPTUUID", shell)],
+        "gcrypt-uuid-wrong": [OTHER_UUID],
+    }.get(state, [])
+    repo = shell.home / "repo"
+    if state.startswith("uninit"):
+        make_repository(repo, bare=state == "uninit-bare" or "pushed" in state)
+        if "branch" in state:
+            make_ref(repo, "refs/remotes/origin/git-annex" if "remote" in state else "refs/heads/git-annex")
+        for mode in ("readonly", "appendonly"):
+            if state.endswith(mode):
+                environment = {f"GIT_ANNEX_SHELL_{mode.upper()}": "1"}
+    elif state in ("noannex-file", "objects-dir-without-uuid", "uuid-missing"):
+        make_ref(make_repository(repo), "refs/heads/git-annex")
+        if state == "noannex-file":
+            (repo / ".noannex").write_text("do not use\n")
+        elif state == "uuid-missing":
+            git(repo, "config", "annex.version", "10")
+        else:
+            (repo / ".git/annex/objects").mkdir(parents=True)
+    elif state.startswith("gcrypt"):
+        make_repository(repo, bare=True, **{"core_gcrypt-id": ":id:abcdef"})
+    elif state == "not-git-dir":
+        repo.mkdir()
+    elif state == "missing-dir":
+        return "nonexistent", [], {}
+    else:
+        make_annex(repo, bare=state.endswith("bare"))
+        if state == "version-missing":
+            # git-annex never takes the version away from a repository without leaving the branch.
+            git(repo, "config", "--unset", "annex.version")
+            make_ref(repo, "refs/heads/git-annex")
+        elif state.startswith("version-"):
+            git(repo, "config", "annex.version", state.removeprefix("version-"))
+    return "repo", [word for uuid in uuids for word in ("--uuid", uuid)], environment
+
+
+def command_line(command: str, directory: str, extra: list[str]) -> list[str]:
+    name = command.split()[0]
+    if name == "git-upload-pack":
+        return ["-c", f"git-upload-pack '{directory}'"]
+    if name == "unknown":
+        return ["-c", "foo"]
+    parameters = {
+        "configlist autoinit=1": ["--", "autoinit=1", "--"],
+        "p2pstdio": [OTHER_UUID],
+        "gcryptsetup": [":id:abcdef"],
+        "recvkey": [ABSENT],
+        "dropkey": [PRESENT],
+        "dropkey --force": ["--force", PRESENT],
+        "dropkey --force absent": ["--force", ABSENT],
+        "inannex present": [PRESENT],
+        "inannex absent": [ABSENT],
+        "sendkey present": [PRESENT],
+        "sendkey absent": [ABSENT],
+    }.get(command, [])
+    return [name, directory, *extra, *parameters]
+
+
+MATRIX = vectors.load("shell-matrix")
+# A repository that serves other repositories' uuids, which this version does not do yet.
+PROXYING = {state for state in {row["state"] for row in MATRIX} if "prox" in state}
+REFUSALS = (
+    "Action blocked",
+    "Only allowed",
+    "expected repository UUID",
+    "Not a git-annex",
+    "failed to read git config",
+    "dropkey can cause",
+)
+
+
+@pytest.mark.parametrize("state", sorted({row["state"] for row in MATRIX} - PROXYING))
+def test_states(state: str, shell: Shell) -> None:
+    directory, extra, environment = prepare(state, shell)
+    rows = [row for row in MATRIX if row["state"] == state]
+    for row in rows:
+        if row["initialised"] or (state == "noannex-file" and row["command"].startswith("configlist")):
+            continue  # commands/test_configlist.py has these
+        result = shell(*command_line(row["command"], directory, extra), **environment)
+        check_row(row, result, shell)
+
+
+def check_row(row: dict[str, Any], result: Result, shell: Shell) -> None:
+    name = row["command"].split()[0]
+    said = [line for line in filled(row["stderr"], shell).splitlines() if not line.startswith("fatal: ")]
+    complaint = said[0].removeprefix("git-annex-shell: ") if said else ""
+    if complaint.startswith(REFUSALS):
+        # gcryptsetup's only; the other commands are not served in these versions at all.
+        assert (result.status, result.stdout, result.git_shell) == (row["exit"], b"", None), row
+        if row["state"] not in ("version-5", "version-99") or "dropkey" not in complaint:
+            assert result.complaint == complaint, row
+    elif name in ("git-upload-pack", "unknown"):
+        assert result.git_shell is not None, row
+    elif row["state"] in ("version-5", "version-99") and forced.BUILTINS[name.encode()].in_annex:
+        assert (result.status, result.stdout) == (1, b"")
+        assert "annex.version" in result.complaint
+    elif name in LATER:
+        assert (result.status, result.stdout) == (1, b"")
+        assert "does not provide" in result.complaint
+    elif row["state"] == "not-git-dir" and row["exit"]:
+        assert (result.status, result.stdout) == (1, b"")
+        assert "no git repository" in result.complaint
+    else:
+        assert (result.status, result.stdout) == (row["exit"], filled(row["stdout"], shell).encode()), (row, result)
+        assert result.stderr == ""
+
+
+# The order of the checks: each failure hides those behind it.
+
+
+def test_order_of_checks(shell: Shell) -> None:
+    make_repository(shell.home / "repo")
+    failures: list[tuple[str, list[str], dict[str, str]]] = [
+        ("Action blocked by GIT_ANNEX_SHELL_READONLY", [], {"GIT_ANNEX_SHELL_READONLY": "1"}),
+        ("Only allowed to access", [], {"GIT_ANNEX_SHELL_DIRECTORY": "other"}),
+        ("Invalid option", ["--bogus"], {}),
+        ("failed to read git config", [], {}),
+        ("expected repository UUID", ["--uuid", UUID], {}),
+        ("Not a git-annex", [], {}),
+        ("dropkey can cause data loss", [], {}),
+    ]
+    for position, (complaint, _, _) in enumerate(failures):
+        words = [word for _, words, _ in failures[position:] for word in words]
+        environment = {name: value for _, _, more in failures[position:] for name, value in more.items()}
+        if complaint.startswith("dropkey"):
+            git(shell.home / "repo", "config", "annex.version", "10")
+        directory = "missing" if position <= 3 else "repo"
+        assert shell("dropkey", directory, *words, **environment).complaint.startswith(complaint)
+
+
+def test_help_is_behind_the_restrictions_only(shell: Shell) -> None:
+    assert shell("dropkey", "missing", "--help").stdout.startswith(b"Usage: git-annex-shell dropkey DIRECTORY")
+    assert shell("dropkey", "missing", "--help", GIT_ANNEX_SHELL_READONLY="0").status == 1
+    assert shell("dropkey", "missing", "--help", GIT_ANNEX_SHELL_DIRECTORY="x").status == 1
+
+
+@pytest.mark.parametrize("name", [name.decode() for name in forced.BUILTINS])
+def test_every_command_has_help_on_stdout(name: str, shell: Shell) -> None:
+    for result in (shell(name, "d", "-h"), shell(name, "--help", program="annexshell")):
+        assert result.status == 0
+        assert b"Usage: " in result.stdout
+        assert result.stderr == ""
+
+
+# Our own name.
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "original", "people"),
+    [
+        ("annexshell", "", None, True),
+        ("annexshell", "--help", None, True),
+        ("annexshell", "--help", "git-upload-pack 'x'", True),
+        ("/opt/bin/annexshell", "link-shell d", None, True),
+        ("annexshell", "configlist", None, True),
+        ("annexshell", "configlist --help", None, True),
+        ("annexshell", "configlist d", None, False),
+        ("annexshell", "configlist d --help", None, False),
+        ("annexshell", "-c x", None, False),
+        ("annexshell", "git-annex-shell@configlist@d", None, False),
+        # A forced command without -c must not let the client choose a subcommand.
+        ("annexshell", "link-shell@d", "link-shell d", False),
+        ("annexshell", "link-shell d", "link-shell  d", False),
+        ("annexshell", "--help", "--help", False),
+        ("/repo/annexshell/__main__.py", "--help", None, True),
+        ("git-annex-shell", "--help", None, False),
+        ("git-annex-shell", "", None, False),
+        ("-git-annex-shell", "", None, False),
+        ("something", "link-shell d", None, False),
+    ],
+)
+def test_who_gets_the_click_program(program: str, words: str, original: str | None, people: bool) -> None:
+    given = [word.replace("@", " ").encode() for word in words.split()]
+    environ = {} if original is None else {b"SSH_ORIGINAL_COMMAND": original.encode()}
+    assert __main__.is_for_people(program, given, environ) is people
+
+
+def test_a_forced_command_without_arguments(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    for program in ("git-annex-shell", "annexshell"):
+        result = shell(program=program, SSH_ORIGINAL_COMMAND="git-annex-shell 'configlist' 'repo'")
+        assert result.stdout.startswith(b"annex.uuid=" + UUID.encode())
+        assert shell(program=program, SSH_ORIGINAL_COMMAND="true").git_shell == [b"true"]
+    assert shell(program="-git-annex-shell").status == 1
+    assert shell(SSH_ORIGINAL_COMMAND="").complaint == "bad parameters"
+
+
+# Failures.
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (TemporaryFailure("x"), 255),
+        (BlockingIOError(11, "Resource temporarily unavailable"), 255),
+        (OSError(24, "Too many open files"), 255),
+        (MemoryError(), 255),
+        (OSError(28, "No space left on device"), 1),
+        (ZeroDivisionError("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_status_tells_whether_to_try_again(failure: BaseException, status: int, shell: Shell) -> None:
+    def fail(path: bytes, directory: bytes) -> None:
+        raise failure
+
+    make_annex(shell.home / "repo")
+    shell.monkeypatch.setattr(checks, "open_repository", fail)
+    result = shell("configlist", "repo")
+    assert (result.status, result.stdout) == (status, b"")
+    assert len(result.stderr.splitlines()) == (status != 130)
+    assert "Traceback" not in result.stderr
+    if status == 1:
+        assert "Traceback" in shell("configlist", "repo", "--debug").stderr
+
+
+def test_no_descriptors_left_is_temporary(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    assert shell("configlist", "repo").status == 0  # everything is imported now
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        result = shell("configlist", "repo")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert result.status == 255
+    assert "Too many open files" in result.stderr
+
+
+def test_git_may_be_missing(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    result = shell("configlist", "repo", PATH=str(shell.home))
+    assert result.status == 1
+    assert result.complaint.startswith(
+        f"failed to read git config of git repository in {os.uname().nodename} on repo"
+    )
+
+
+def test_messages_cannot_control_the_terminal(shell: Shell) -> None:
+    result = shell("configlist", b"\x1b[31m\xff\n")
+    assert len(result.stderr.splitlines()) == 1
+    assert "\x1b" not in result.stderr
+
+
+def test_debug_leaves_stdout_alone(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    for words in (["configlist", "repo"], ["p2pstdio", "repo", OTHER_UUID]):
+        plain = shell(*words)
+        assert shell(*words, "--debug").stdout == plain.stdout
+        git(shell.home / "repo", "config", "annex.debug", "true")
+        assert shell(*words).stdout == plain.stdout
+
+
+def test_git_dir_from_the_environment_does_not_count(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    other = make_annex(shell.home / "other", OTHER_UUID)
+    assert UUID.encode() in shell("configlist", "repo", GIT_DIR=str(other / ".git")).stdout
+
+
+def test_p2pstdio_leaves_the_version_alone(shell: Shell) -> None:
+    make_annex(shell.home / "repo", version="8")
+    assert shell("p2pstdio", "repo", OTHER_UUID).status == 0
+    assert git(shell.home / "repo", "config", "annex.version") == "8"
+
+
+# Real processes, started like the launcher of link-shell starts them.
+
+
+def start(shell: Shell, code: str, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    program = f"import sys; sys.path.append({str(PACKAGE)!r}); sys.argv[0] = 'git-annex-shell'\n{code}"
+    command = [sys.executable, "-IS", "-c", program, *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, **environment})
+
+
+RUN = "from annexshell.__main__ import main; sys.exit(main())"
+DUMP = (
+    """
+import atexit
+def dump():
+    modules = sorted(sys.modules)
+    import json, os
+    os.write(2, json.dumps(modules).encode())
+atexit.register(dump)
+"""
+    + RUN
+)
+# Each of these takes longer to import than the rest of the start.
+FORBIDDEN = {
+    *("click", "rich", "sh", "asyncio", "subprocess", "typing", "dataclasses", "re", "enum", "contextlib", "json"),
+    *("logging", "inspect", "functools", "collections", "pathlib", "tempfile", "signal", "shutil", "random"),
+}
+
+
+@pytest.mark.parametrize(
+    "words", [["configlist", "repo"], ["p2pstdio", "repo", OTHER_UUID], ["inannex", "repo", PRESENT]]
+)
+def test_wire_commands_import_little(words: list[str], shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    done = start(shell, DUMP, *words)
+    modules = json.loads(done.stderr[done.stderr.index(b"[") :])
+    assert not FORBIDDEN.intersection(modules)
+    assert "annexshell.cli" not in modules
+
+
+def test_little_is_imported_before_git_runs(shell: Shell) -> None:
+    make_annex(shell.home / "repo")
+    code = f"""
+from annexshell.annex import config
+def spawn(*words, **more):
+    import os
+    os.write(2, repr(sorted(name for name in sys.modules if name.startswith("annexshell."))).encode())
+    raise OSError(5, "enough")
+config.process.spawn = spawn
+{RUN}"""
+    done = start(shell, code, "p2pstdio", "repo", OTHER_UUID)
+    imported = done.stderr.decode().partition("]")[0]
+    for module in ("commands.p2pstdio", "annex.repository", "relay", "key", "gitshell", "cli"):
+        assert f"'annexshell.{module}'" not in imported
+    assert "annexshell.annex.gitrepo" in imported
+
+
+def test_locale_does_not_matter(shell: Shell) -> None:
+    directory = os.fsencode(shell.home) + b"/\xe9 \xff"
+    os.mkdir(directory)
+    make_annex(Path(os.fsdecode(directory)))
+    for locale in ("C", "POSIX", "C.UTF-8", "en_US.ISO-8859-1"):
+        done = start(shell, RUN, "-c", os.fsdecode(b"git-annex-shell configlist '\xe9 \xff'"), LC_ALL=locale)
+        assert done.stdout == b"annex.uuid=%s\ncore.gcrypt-id=\n" % UUID.encode(), (locale, done.stderr)
+
+
+def test_a_real_git_shell(shell: Shell) -> None:
+    make_ref(make_repository(shell.home / "repo"), "refs/heads/main")
+    done = start(shell, RUN, "-c", "git-upload-pack 'repo'")
+    assert b"refs/heads/main" in done.stdout
+    done = start(shell, RUN, "-c", "true")
+    assert done.returncode not in (0, 255)
+    assert done.stdout == b""
+
+
+def test_git_shell_gets_the_default_sigpipe(shell: Shell) -> None:
+    commands = shell.home / "git-shell-commands"
+    commands.mkdir()
+    (commands / "show").write_text("#!/bin/sh\ngrep SigIgn /proc/self/status\n")
+    (commands / "show").chmod(0o755)
+    done = start(shell, RUN, "-c", "show")
+    ignored = int(done.stdout.split()[1], 16)
+    assert not ignored & 1 << 12
