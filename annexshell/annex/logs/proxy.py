@@ -20,7 +20,7 @@ def parse(content: bytes) -> dict[UUID, tuple[Proxied, ...]]:
     """The remotes that each repository proxies for, those with illegal names left out."""
     entries = newmap.parse(content, _parse_proxied)
     return {
-        UUID(name): tuple(entry for entry in proxied if is_legal_name(entry[1]))
+        UUID(name): tuple(entry for entry in proxied if is_legal_name(entry[1]) and entry[0][:1] != b" ")
         for name, (_, proxied) in entries.items()
     }
 
@@ -42,12 +42,14 @@ def is_legal_name(name: bytes) -> bool:
 
 def _parse_proxied(value: bytes) -> tuple[Proxied, ...] | None:
     found = []
+    blank = b""
     for word in value.removesuffix(b" ").split(b" ") if value else []:
-        # Two spaces in a row make the next uuid start with a space, so that it matches nothing: leave it out.
         if not word:
+            blank = b" "  # two spaces in a row: the second one is part of the uuid, which then matches nothing
             continue
         uuid, colon, name = word.partition(b":")
         if not colon or not name:
             return None
-        found.append((UUID(uuid), name))
+        found.append((UUID(blank + uuid), name))
+        blank = b""
     return tuple(found)
