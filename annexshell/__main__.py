@@ -62,8 +62,8 @@ def is_for_people(program: str, words: Sequence[bytes], environ: Mapping[bytes, 
         return False
     if not words:
         return True
-    original = environ.get(b"SSH_ORIGINAL_COMMAND")
-    if original and list(words) in ([original], original.split()):
+    original = environ.get(b"SSH_ORIGINAL_COMMAND", b"")
+    if words[0] in (original, *original.replace(b"\t", b" ").replace(b"\n", b" ").split()[:1]):
         return False
     if words[0] == b"-c" or (len(words) == 1 and forced.names_us(words[0])):
         return False

@@ -282,6 +282,8 @@ def test_every_command_has_help_on_stdout(name: str, shell: Shell) -> None:
         # A forced command without -c must not let the client choose a subcommand.
         ("annexshell", "link-shell@d", "link-shell d", False),
         ("annexshell", "link-shell d", "link-shell  d", False),
+        ("annexshell", "link-shell d1 d2", "link-shell d?", False),
+        ("annexshell", "link-shell d", "\tlink-shell\nd", False),
         ("annexshell", "--help", "--help", False),
         ("/repo/annexshell/__main__.py", "--help", None, True),
         ("git-annex-shell", "--help", None, False),
