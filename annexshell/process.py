@@ -62,8 +62,7 @@ def spawn(
             setsigdef=[_SIGPIPE],
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError) as reason:
-        name = os.fsdecode(argv[0])
-        raise ProgramNotFound(reason.errno, f"cannot run {name}: {reason.strerror}") from reason
+        raise ProgramNotFound(reason.errno, reason.strerror, os.fsdecode(argv[0])) from reason
 
 
 def wait(pid: int) -> int:
@@ -85,6 +84,7 @@ def run(
             pipe.close_write()
             output = read_all(pipe.read_fd)
         finally:
+            pipe.close_read()  # a child whose output was not read to its end would wait for us as we for it
             status = wait(pid)
     return Completed(status, output)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUFFER_SIZE = 1 << 18  # large enough that system calls do not count, small enough to stay in the cache
+
+_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS)
 
 
 class Source(ABC):
@@ -71,12 +74,11 @@ class ShortSource(Hangup):
 def to_descriptor(source: Source, length: int, out: int) -> None:
     """Copy exactly LENGTH bytes to the descriptor OUT. Raises ShortSource, OSError."""
     place = source.file()
-    if place is not None:
-        length -= _sendfile(out, *place, length)
-        if length == 0:
-            return
+    sent = None if place is None else _sendfile(out, *place, length)
+    if sent is None:
+        to_callable(source, length, lambda view: write_all(out, view))
+    elif sent < length:
         raise ShortSource("the file became shorter while it was sent")
-    to_callable(source, length, lambda view: write_all(out, view))
 
 
 def to_callable(source: Source, length: int, consume: Callable[[memoryview], object]) -> None:
@@ -97,10 +99,16 @@ def write_all(fd: int, data: memoryview | bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _sendfile(out: int, fd: int, offset: int, length: int) -> int:
+def _sendfile(out: int, fd: int, offset: int, length: int) -> int | None:
+    """How much was sent; None where the kernel cannot, as to a file that is appended to."""
     sent = 0
     while sent < length:
-        count = os.sendfile(out, fd, offset + sent, min(length - sent, 1 << 30))
+        try:
+            count = os.sendfile(out, fd, offset + sent, min(length - sent, 1 << 30))
+        except OSError as reason:
+            if sent == 0 and reason.errno in _NO_SENDFILE:
+                return None
+            raise
         if count == 0:
             break
         sent += count

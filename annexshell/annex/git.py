@@ -40,7 +40,7 @@ def _run(
     try:
         done = process.run(argv, input, env=env, stderr=stderr)
     except process.ProgramNotFound as reason:
-        raise RepositoryError(str(reason.strerror)) from reason
+        raise RepositoryError(f"cannot run git: {reason.strerror}") from reason
     if done.status != 0:
         raise GitFailed(f"git {os.fsdecode(name)} failed with status {done.status}")
     return done.output
