@@ -65,6 +65,8 @@ class Report:
 
         try:
             yield answer
+        except sh.ErrorReturnCode as reason:
+            answer(f"failed: {reason.full_cmd}: {reason.stderr.decode(errors='replace').strip()}")
         except (AnnexshellError, OSError, subprocess.CalledProcessError) as reason:
             answer(f"failed: {reason}")
 
@@ -76,29 +78,44 @@ class Report:
 class Server:
     """Starts annexshell the way that sshd does: with what the client asked for in one string."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, log: Path) -> None:
         self.repository = repository
+        self.log = log
+        # The child finds this very package, installed or not.
+        package = Path(__file__).parents[2]
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(package), *sys.path[1:]))}
 
     def argv(self, command: str) -> list[str]:
         return [sys.executable, "-m", "annexshell", "-c", command]
 
     def ask(self, command: str) -> str:
         """What a command prints."""
-        run = subprocess.run(self.argv(command), check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        with self.log.open("ab") as log:
+            run = subprocess.run(
+                self.argv(command),
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment,
+            )
         return run.stdout.decode()
 
     @contextmanager
     def session(self, uuid: str, **environment: str) -> Iterator[P2PRepository]:
         """A p2pstdio session; its process has ended when the block is left."""
         command = f"git-annex-shell 'p2pstdio' '{self.repository}' '{CLIENT}' --uuid {uuid}"
-        process = subprocess.Popen(
-            self.argv(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, **environment},
-        )
-        with process:
+        with (
+            self.log.open("ab") as log,
+            subprocess.Popen(
+                self.argv(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                env={**self.environment, **environment},
+            ) as process,
+        ):
             assert process.stdin and process.stdout
             yield P2PRepository(Connection(process.stdout.fileno(), process.stdin.fileno()), UUID(uuid.encode()))
         if process.returncode != 0:
@@ -151,6 +168,8 @@ def run(size: int, *, keep: bool, as_json: bool) -> int:
     report = Report()
     try:
         _demonstrate(directory, size * MIB, report, console)
+        if not report.ok:
+            console.print((directory / "server.log").read_text(errors="replace"), style="dim")
     finally:
         if keep:
             console.print(f"Everything is left in {directory}")
@@ -168,7 +187,7 @@ def run(size: int, *, keep: bool, as_json: bool) -> int:
 def _demonstrate(directory: Path, size: int, report: Report, console: Console) -> None:
     repository = directory / "server.git"
     sh.git("init", "--quiet", "--bare", str(repository))
-    server = Server(repository)
+    server = Server(repository, directory / "server.log")
     uuid = _initialise(server, report)
     if not uuid:
         return
@@ -180,7 +199,8 @@ def _demonstrate(directory: Path, size: int, report: Report, console: Console) -
     git_annex = shutil.which("git-annex")
     if git_annex is not None:
         with report.step("real git-annex: clone, copy, drop, get", "content is the same") as answer:
-            answer(GitAnnexClient(directory, repository, git_annex).round_trip())
+            client = GitAnnexClient(directory, server.argv('"$last"'), git_annex)
+            answer(client.round_trip(repository))
 
 
 def _initialise(server: Server, report: Report) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import sh
@@ -11,20 +13,22 @@ import sh
 _SSH = """#!/bin/sh
 # Stands in for ssh: does here what sshd would do with the forced command on the other side.
 for last; do :; done
-exec {python} -m annexshell -c "$last"
+exec {command}
 """
 
 
 class GitAnnexClient:
     """A clone of the server's repository, and git-annex working in it."""
 
-    def __init__(self, directory: Path, repository: Path, git_annex: str) -> None:
-        self.repository = repository
+    def __init__(self, directory: Path, server: Sequence[str], git_annex: str) -> None:
+        """SERVER is the forced command, with ``"$last"`` in it where the client's command goes."""
         self.clone = directory / "clone"
         programs = directory / "bin"
         programs.mkdir()
         ssh = programs / "ssh"
-        ssh.write_text(_SSH.format(python=_quoted(sys.executable)))
+        command = " ".join(word if word == '"$last"' else shlex.quote(word) for word in server)
+        package = shlex.quote(os.pathsep.join((str(Path(__file__).parents[2]), *sys.path[1:])))
+        ssh.write_text(_SSH.format(command=f"env PYTHONPATH={package} {command}"))
         ssh.chmod(0o755)
         home = directory / "home"
         home.mkdir()
@@ -39,9 +43,9 @@ class GitAnnexClient:
         }
         self._git = sh.git.bake(_env=environment, _cwd=str(directory))
 
-    def round_trip(self) -> str:
+    def round_trip(self, repository: Path) -> str:
         """Copy a file there, drop it here, get it back; gives what became of it."""
-        self._git("clone", "--quiet", f"ssh://demo{self.repository}", str(self.clone))
+        self._git("clone", "--quiet", f"ssh://demo{repository}", str(self.clone))
         git = self._git.bake("-C", str(self.clone))
         git("annex", "init", "--quiet", "demo client")
         content = os.urandom(100_000)
@@ -55,7 +59,3 @@ class GitAnnexClient:
             return "was not dropped"
         git("annex", "get", "--quiet", "--from", "origin", "file")
         return "content is the same" if file.read_bytes() == content else "content differs"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\"'\"'") + "'"
