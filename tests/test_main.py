@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,12 +194,17 @@ REFUSALS = (
 @pytest.mark.parametrize("state", sorted({row["state"] for row in MATRIX} - PROXYING))
 def test_states(state: str, shell: Shell) -> None:
     directory, extra, environment = prepare(state, shell)
-    rows = [row for row in MATRIX if row["state"] == state]
-    for row in rows:
-        if row["initialised"] or (state == "noannex-file" and row["command"].startswith("configlist")):
-            continue  # commands/test_configlist.py has these
+    for row in [row for row in MATRIX if row["state"] == state]:
         result = shell(*command_line(row["command"], directory, extra), **environment)
         check_row(row, result, shell)
+        repo = shell.home / "repo"
+        if row["initialised"]:
+            uuid = git(repo, "config", "annex.uuid")
+            assert result.stdout.decode() == row["stdout"].replace("NEWUUID", uuid)
+            shutil.rmtree(repo)
+            prepare(state, shell)
+        elif state.startswith("uninit"):
+            assert "annex.uuid" not in git(repo, "config", "--list")
 
 
 def check_row(row: dict[str, Any], result: Result, shell: Shell) -> None:
@@ -221,6 +227,12 @@ def check_row(row: dict[str, Any], result: Result, shell: Shell) -> None:
     elif row["state"] == "not-git-dir" and row["exit"]:
         assert (result.status, result.stdout) == (1, b"")
         assert "no git repository" in result.complaint
+    elif row["initialised"]:
+        assert (result.status, result.stderr) == (0, "")
+    elif row["state"] == "noannex-file" and name == "configlist":
+        assert (result.status, result.stdout) == (1, b"")
+        expected = row["stderr"].replace("git-annex-shell:", "annexshell:").splitlines()
+        assert [line.strip() for line in result.stderr.splitlines()] == [line.strip() for line in expected]
     else:
         assert (result.status, result.stdout) == (row["exit"], filled(row["stdout"], shell).encode()), (row, result)
         assert result.stderr == ""

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import uuid as uuid_module
 from types import SimpleNamespace
 
 import pytest
 
 from annexshell.annex.gitrepo import GitRepository
+from annexshell.commands import link_shell
 from tests.shell import UUID, Shell, git, make_annex, make_ref, make_repository
 
 
@@ -92,3 +95,54 @@ def test_hooks_do_not_disturb_the_answer(shell: Shell) -> None:
         (hooks / name).write_text("#!/bin/sh\necho disturbance\ncat\n")
         (hooks / name).chmod(0o755)
     assert shell("configlist", "repo", *AUTOINIT).stdout == NEW
+
+
+# With the real initialisation.
+
+
+@pytest.fixture
+def launcher(shell: Shell) -> str:
+    link_shell.run(str(shell.home))
+    return str(shell.home / "git-annex-shell")
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_a_new_repository_gets(bare: bool, shell: Shell) -> None:
+    repo = make_repository(shell.home / "repo", bare=bare)
+    uuid = shell("configlist", "repo", *AUTOINIT).stdout.decode().splitlines()[0].removeprefix("annex.uuid=")
+    assert str(uuid_module.UUID(uuid)) == uuid
+    assert git(repo, "config", "annex.uuid") == uuid
+    assert git(repo, "config", "annex.version") == "10"
+    annex = repo / "annex" if bare else repo / ".git/annex"
+    assert uuid in (annex / "journal/uuid.log").read_text()
+    assert git(repo, "rev-parse", "--verify", "refs/heads/git-annex")
+
+
+def test_many_clients_at_once_get_one_uuid(shell: Shell, launcher: str) -> None:
+    make_repository(shell.home / "repo")
+    command = [launcher, "configlist", "repo", *AUTOINIT]
+    children = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) for _ in range(10)]
+    answers = {child.communicate()[0] for child in children}
+    assert {child.returncode for child in children} == {0}
+    assert answers == {
+        b"annex.uuid=%s\ncore.gcrypt-id=\n" % git(shell.home / "repo", "config", "annex.uuid").encode()
+    }
+
+
+def test_somebody_elses_repository_is_not_initialised(shell: Shell) -> None:
+    make_repository(shell.home / "repo")
+    result = shell("configlist", "repo", *AUTOINIT, GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
+    assert (result.status, result.stdout) == (1, b"")
+    assert "safe.directory" in result.stderr
+    assert "annex.uuid" not in git(shell.home / "repo", "config", "--list")
+
+
+def test_hooks_do_not_disturb_the_initialisation(shell: Shell) -> None:
+    repo = make_repository(shell.home / "repo", bare=True)
+    (repo / "hooks").mkdir(exist_ok=True)
+    for name in ("post-update-annex", "pre-init-annex", "freezecontent-annex", "commitmessage-annex"):
+        (repo / "hooks" / name).write_text("#!/bin/sh\necho disturbance\ncat >&2\n")
+        (repo / "hooks" / name).chmod(0o755)
+    result = shell("configlist", "repo", *AUTOINIT)
+    assert (result.status, len(result.stdout.splitlines())) == (0, 2)
+    assert b"disturbance" not in result.stdout
