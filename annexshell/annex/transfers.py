@@ -12,7 +12,7 @@ import time
 
 from annexshell.annex import lockfile
 from annexshell.annex.logs import clock
-from annexshell.errors import TransferRefused
+from annexshell.errors import RepositoryError, TransferRefused
 from annexshell.key import BadKey, Key
 from annexshell.uuid import UUID
 
@@ -47,7 +47,10 @@ class Transfers:
         self._permissions = permissions
 
     def download(self, key: Key, client: UUID, file: AssociatedFile) -> Transfer:
-        """Begin to receive KEY. Raises TransferRefused when somebody else is at it, OSError."""
+        """Begin to receive KEY. Raises TransferRefused when somebody else is at it, RepositoryError.
+
+        Where the process may not write, it goes on without lock and info file; the temp file may still be writable.
+        """
         transfer = Transfer(self._permissions, self._directory, b"download", key, client, file)
         if not transfer.peer:
             raise TransferRefused(f"{_IN_PROGRESS}: the client did not give a uuid")
@@ -58,7 +61,7 @@ class Transfers:
                 return transfer
         except OSError as reason:
             if reason.errno not in _UNWRITABLE:
-                raise
+                raise RepositoryError(f"unable to take transfer lock: {reason.strerror}") from reason
             return transfer
         raise TransferRefused(_IN_PROGRESS)
 
@@ -239,7 +242,7 @@ class Transfer:
             # Without truncating: the count only grows, and the file with it.
             os.pwrite(self._info_fd, self._content(b" %d" % bytes_complete), 0)
         except OSError:
-            self._told = bytes_complete  # nobody sees how far we are; the content is more important
+            pass  # nobody sees how far we are; the content is more important
 
     def succeed(self) -> None:
         """The content has arrived: end the transfer, and forget that it failed earlier."""
