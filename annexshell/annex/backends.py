@@ -156,7 +156,7 @@ def create_hash(variety: bytes, size: int | None) -> Hash | None:
         return None
     try:
         return create(size)
-    except (HashUnavailable, ImportError) as reason:
+    except (HashUnavailable, ImportError, ValueError) as reason:  # hashlib says ValueError of what its OpenSSL lacks
         log.warn(b"content of " + variety + b" keys cannot be verified: " + str(reason).encode())
         return None
 

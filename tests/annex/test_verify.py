@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -261,6 +262,15 @@ def test_interpreters_without_hashes_of_their_own_have_openssl(variety, monkeypa
         monkeypatch.setitem(sys.modules, module, None)
     key = Key(f"{variety}-s3--{DIGESTS[variety]['3']}".encode())
     assert fed(key, content(3))
+
+
+def test_a_hash_that_openssl_refuses_cannot_be_verified(monkeypatch, warnings):
+    def refuse(name, **options):
+        raise ValueError(f"unsupported hash type {name}")
+
+    monkeypatch.setattr(hashlib, "new", refuse)
+    assert verify.hasher(Key(b"MD5--x")) is None
+    assert warnings == ["content of MD5 keys cannot be verified: unsupported hash type md5"]
 
 
 def test_little_content_does_not_load_openssl():
