@@ -43,9 +43,7 @@ def server(server_home: Path, git_annex_path: Path, real_shell: Program) -> Prog
 
 
 @pytest.fixture(scope="session")
-def ssh(
-    tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program
-) -> Iterator[ClientConfig]:
+def ssh(tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program) -> Iterator[ClientConfig]:
     """Running ssh servers; gives the client's configuration, in which every host name is a profile."""
     links = tmp_path_factory.mktemp("links")
     profiles = {
@@ -96,7 +94,9 @@ def make_server(tmp_path: Path, server_home: Path, git_annex_path: Path) -> Call
         run(["git", "init", "--quiet", *(["--bare"] if bare else []), path], env, tmp_path)
         repo = Repo(path, env)
         if not bare:
-            repo.git("commit", "--quiet", "--allow-empty", "--message", "start")
+            # The same commit in all of them, so that a client can merge the branches of several servers.
+            dates = {"GIT_AUTHOR_DATE": "@1700000000 +0000", "GIT_COMMITTER_DATE": "@1700000000 +0000"}
+            run(["git", "commit", "--quiet", "--allow-empty", "--message", "start"], env | dates, path)
         if init:
             repo.annex("init", "--quiet", f"--version={version}", name)
             assert repo.git("config", "annex.version").out.strip() == str(version)
@@ -106,9 +106,7 @@ def make_server(tmp_path: Path, server_home: Path, git_annex_path: Path) -> Call
 
 
 @pytest.fixture
-def make_pair(
-    make_server: Callable[..., Repo], make_client: Callable[..., Repo]
-) -> Callable[..., tuple[Repo, Repo]]:
+def make_pair(make_server: Callable[..., Repo], make_client: Callable[..., Repo]) -> Callable[..., tuple[Repo, Repo]]:
     """Makes a server repository and one client of it."""
 
     def make(*, bare: bool = True, version: int = 10, host: str = "rw", **settings: str) -> tuple[Repo, Repo]:
@@ -138,7 +136,10 @@ def make_client(tmp_path: Path, client_env: dict[str, str], ssh: ClientConfig) -
         for socket in (repo.git_dir / "annex" / "ssh").glob("*"):
             if socket.is_socket():  # its master is not a child of anybody any more
                 subprocess.run(
-                    ["ssh", "-O", "exit", "-S", socket.name, "any"], cwd=socket.parent, capture_output=True, timeout=30
+                    ["ssh", "-O", "exit", "-S", socket.name, "any"],
+                    cwd=socket.parent,
+                    capture_output=True,
+                    timeout=30,
                 )
 
 

@@ -162,6 +162,12 @@ class Repo:
         found = self.annex("contentlocation", key, check=False)
         return self.path / found.out.rstrip("\n") if found else None
 
+    def place_for(self, key: str) -> Path:
+        """Where this repository puts a key's content."""
+        directory = "${hashdirlower}" if self.git_dir == self.path else "${hashdirmixed}"
+        place = self.annex("examinekey", f"--format={directory}${{key}}/${{key}}", key).out
+        return self.git_dir / "annex" / "objects" / place
+
     def content(self, key: str) -> bytes | None:
         place = self.object(key)
         return None if place is None else place.read_bytes()
@@ -266,6 +272,7 @@ class P2P:
     def __enter__(self) -> P2P:
         greeting = self.receive()
         assert greeting.startswith("AUTH-SUCCESS "), greeting
+        assert self.ask("VERSION 4").startswith("VERSION ")  # from 1 on, content is followed by VALID
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -291,14 +298,17 @@ class P2P:
         return self.receive()
 
     def put(self, key: str, content: bytes) -> str:
-        """PUT all of it; gives the last answer."""
+        """PUT all of it; gives the last answer, "" where the server hung up."""
         answer = self.ask(f"PUT  {key}")
         if not answer.startswith("PUT-FROM "):
             return answer
         rest = content[int(answer.split()[1]) :]
-        self.send(f"DATA {len(rest)}")
-        self.stdin.write(rest)
-        return self.ask("VALID")
+        try:
+            self.send(f"DATA {len(rest)}")
+            self.stdin.write(rest)
+            return self.ask("VALID")
+        except BrokenPipeError:
+            return self.receive()
 
     def close(self) -> int:
         """Hang up; gives the exit status."""

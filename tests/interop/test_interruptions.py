@@ -17,7 +17,7 @@ SIZE = 4 * MEBI
 CONTENT = pseudorandom(SIZE)
 ENOUGH = MEBI // 2
 
-# A client's rate that leaves time to break the transfer; what counts is that some has arrived, never how long it took.
+# A client's rate that leaves time to break the transfer. What counts is how much has arrived, never how fast.
 SLOW = {"bwlimit": "1MB"}
 
 

@@ -69,7 +69,7 @@ def test_file_names(make_server, make_client, bare, backend):
             assert file.read() == b"content of file %d" % number
     two.annex("sync", "--no-content")
     everywhere = {server.uuid, one.uuid, two.uuid}
-    assert server.all_locations() == {key: everywhere for key in keys.values()}
+    assert server.all_locations() == dict.fromkeys(keys.values(), everywhere)
     two.annex("drop", "--from=origin", ".")
     assert not [key for key in keys.values() if server.content(key) is not None]
 
@@ -94,7 +94,9 @@ def test_backends(make_pair):
     assert not server.leftovers()
 
 
-@pytest.mark.parametrize("key", ["URL--http&c%%example.com%a file", "URL-s5--http://example.com/sized", "WORM--unsized"])
+@pytest.mark.parametrize(
+    "key", ["URL--http&c%%example.com%a file", "URL-s5--http://example.com/sized", "WORM--unsized"]
+)
 def test_keys_that_say_little_about_their_content(make_pair, tmp_path, key):
     server, client = make_pair()
     (tmp_path / "content").write_bytes(b"12345")
