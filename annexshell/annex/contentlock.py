@@ -250,8 +250,7 @@ class _LockFile:
             return
         with held:
             # A later time than ours is somebody's who still relies on it.
-            if written is not None:
-                self._retention.delete_if(written)
+            self._retention.delete_own(written)
             if held.is_sane():
                 os.unlink(self._lock)
             # Before closing: nobody shall lock what is about to be pruned.

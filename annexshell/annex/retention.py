@@ -83,9 +83,9 @@ class Retention:
                     raise
             return content
 
-    def delete_if(self, content: bytes) -> None:
-        """Delete the time if it is still the one that was written as CONTENT. For holders of the exclusive lock."""
-        if read(self._path) == content:
+    def delete_own(self, written: bytes | None) -> None:
+        """Delete what :meth:`extend` left unless another time stands there. For holders of the exclusive lock."""
+        if read(self._path) in (None, written):
             self.delete()
 
     def delete_if_past(self) -> bool:
