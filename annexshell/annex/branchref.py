@@ -50,10 +50,13 @@ def ensure_exists(repo: GitRepository, cat_file: CatFile) -> bytes:
     return found
 
 
-def move(repo: GitRepository, new: bytes, old: bytes | None) -> bool:
-    """Point the branch to NEW if it still points to OLD (None: if it does not exist); whether that was done."""
+def move(repo: GitRepository, new: bytes, old: bytes | None, *, quiet: bool = True) -> bool:
+    """Point the branch to NEW if it still points to OLD (None: if it does not exist); whether that was done.
+
+    Losing to a push is nothing to complain of, so git's complaint is only shown if not QUIET.
+    """
     try:
-        git.output(repo, b"update-ref", BRANCH, new, old if old is not None else b"0" * len(new))
+        git.output(repo, b"update-ref", BRANCH, new, old if old is not None else b"0" * len(new), quiet=quiet)
     except git.GitFailed:
         return False
     return True

@@ -174,7 +174,7 @@ class _Index:
         tree = self._tree_for(staged, tip)
         for attempt in range(1, _ATTEMPTS + 1):
             new = branchref.commit_tree(self._repo, tree, tip, message)
-            if branchref.move(self._repo, new, tip):
+            if branchref.move(self._repo, new, tip, quiet=attempt < _ATTEMPTS):
                 return new
             time.sleep(min(_PAUSE * attempt, _LONGEST_PAUSE))
             moved = branchref.ensure_exists(self._repo, self._cat_file)

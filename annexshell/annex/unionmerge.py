@@ -97,9 +97,10 @@ def _differences(
     listing = git.output(
         repo, b"diff-index", b"--raw", b"-z", b"-r", b"--no-renames", b"-l0", b"--cached", commit, b"--", env=env
     )
-    fields = iter(listing.split(b"\0")[:-1])
-    for description in fields:
-        path = next(fields, b"")
+    *fields, rest = listing.split(b"\0")
+    if rest or len(fields) % 2:
+        raise RepositoryError("git diff-index printed something that makes no sense")
+    for description, path in zip(fields[::2], fields[1::2], strict=True):
         words = description.split(b" ")
         if len(words) != 5 or not path or not git.is_object_id(words[2]) or not git.is_object_id(words[3]):
             raise RepositoryError("git diff-index printed something that makes no sense")
