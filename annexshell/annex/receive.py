@@ -209,7 +209,8 @@ def move_into_place(repository: LocalRepository, key: Key, path: bytes) -> None:
             with permissions.thawed(directory):
                 _rename(path, destination)
                 permissions.freeze_object(destination)
-                repository.worktree.populate(key, destination)
+                if repository.worktree is not None:
+                    repository.worktree.populate(key, destination)
             return
         except (FileNotFoundError, PermissionError):
             # The directory was pruned, or frozen, by another process between our two calls.

@@ -32,7 +32,8 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
             return Outcome(False)
         path = repository.objects.locate(key)
         _unlink_object(repository, path)
-        repository.worktree.reset(key)
+        if repository.worktree is not None:
+            repository.worktree.reset(key)
         repository.objects.prune(os.path.dirname(path))
         # Still under the lock, so that nobody records the content's return before we record its going.
         if journal.can_log(repo, key):

@@ -64,14 +64,26 @@ class LocalRepository(Repository):
         return self._transfers
 
     @property
-    def worktree(self) -> Worktree:
-        if self._worktree is None:
+    def worktree(self) -> Worktree | None:
+        """The unlocked files; None in a bare repository, which has none."""
+        if self._worktree is None and not self.repo.bare:
             from annexshell.annex.keysdb import KeysDatabase
             from annexshell.annex.worktree import Worktree
 
             database = KeysDatabase(self.repo, self.permissions)
-            self._worktree = Worktree(self.repo, self.permissions, self.objects, database, self.verifier.verify)
+            self._worktree = Worktree(
+                self.repo, self.permissions, self.objects, database, self.verifier.verify, self._has_space
+            )
         return self._worktree
+
+    def _has_space(self, key: Key) -> bool:
+        from annexshell.annex.diskspace import require_space
+
+        try:
+            require_space(self.repo, key, already=0, transfers=self.transfers)
+        except TransferRefused:
+            return False
+        return True
 
     @property
     def verifier(self) -> Verifier:
@@ -111,7 +123,7 @@ class LocalRepository(Repository):
                 if reason.errno == errno.ENAMETOOLONG:
                     return None
                 raise RepositoryError(f"cannot look for {key}: {reason.strerror}") from reason
-            if self._thin and not self.worktree.is_unmodified(key, path):
+            if self._thin and self.worktree is not None and not self.worktree.is_unmodified(key, path):
                 return None
             return path
         return None

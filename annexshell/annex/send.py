@@ -37,7 +37,8 @@ class LocalContent(Content):
                 raise NotPresent(f"the object of {key} is not a regular file")
             # Before the length is announced; later there would be no way left to say that it is not available.
             repository.refuse_insecure(key)
-            if not repository.worktree.may_send(key, path, self._status):
+            worktree = repository.worktree
+            if worktree is not None and not worktree.may_send(key, path, self._status):
                 raise NotPresent(f"the content of {key} was modified")
             self.length = max(0, self._status.st_size - offset)
             # No write bits: nobody changes it under us without first making it writable, which the check afterwards
