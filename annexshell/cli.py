@@ -73,6 +73,29 @@ def link_shell(directory: str, name: str, symlink: bool, force: bool) -> None:
         click.echo(f"Warning: {warning}", err=True)
 
 
+@program.command()
+@click.option(
+    "--size",
+    type=click.IntRange(1, 100_000),
+    default=64,
+    show_default=True,
+    metavar="MIB",
+    help="How large the large file is.",
+)
+@click.option("--keep", is_flag=True, help="Leave everything where it is, to be looked at.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON, for scripts.")
+def demo(size: int, keep: bool, as_json: bool) -> None:
+    """Show what annexshell does, on a repository of its own.
+
+    Makes a repository in a temporary directory, starts the server the way that sshd would, and stores, checks,
+    locks, fetches and removes content through it; then the same with git-annex as the client, if it is in PATH.
+    Each answer is compared with what it should be: the exit status is 0 if all were right, otherwise 1.
+    """
+    from annexshell.commands import demo
+
+    raise SystemExit(demo.run(size, keep=keep, as_json=as_json))
+
+
 _OPTIONS = [
     click.Option(["--uuid"], metavar="UUID", multiple=True, help="Refuse to do anything in another repository."),
     click.Option(["-d", "--debug/--no-debug"], help="Tell on stderr what is going on."),
