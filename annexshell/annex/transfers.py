@@ -305,7 +305,8 @@ class Transfer:
 
 def directory_name(client: UUID) -> bytes:
     """A client's uuid as the name of a directory, which it must not be able to choose freely; empty for none."""
-    return bytes(filter(_NAME_BYTES.__contains__, client))
+    name = bytes(filter(_NAME_BYTES.__contains__, client))
+    return b"" if name == b"lck" else name  # download/lck has the locks of all clients
 
 
 def _is_held(path: bytes) -> bool:
