@@ -225,6 +225,9 @@ class KeysDatabase:
                     self._connection = self._retrying(lambda: _connect(self.path))
                 except _Inaccessible:
                     pass
+                except RepositoryError:
+                    self._identity = None  # not taken for an empty database the next time
+                    raise
         return self._connection
 
     def _disconnect(self) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from annexshell.annex.permissions import Permissions
     from annexshell.key import Key
 
+_RESTAGED_AT_ONCE = 1000  # replaced files to be remembered
 # Rows outlive their files, and the index has files that are not checked out.
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -41,7 +42,17 @@ class Worktree:
     tells whether another copy of the key's content may be made. The methods raise nothing.
     """
 
-    __slots__ = ("_database", "_has_space", "_objects", "_permissions", "_repo", "_sentinal", "_thin", "_verify")
+    __slots__ = (
+        "_database",
+        "_has_space",
+        "_objects",
+        "_permissions",
+        "_replaced",
+        "_repo",
+        "_sentinal",
+        "_thin",
+        "_verify",
+    )
 
     def __init__(
         self,
@@ -58,6 +69,7 @@ class Worktree:
         self._database = database
         self._verify = verify
         self._has_space = has_space
+        self._replaced: list[bytes] = []
         self._sentinal = Sentinal(repo)
         self._thin = repo.config.get_bool(b"annex.thin") and not repo.config.get_bool(b"annex.crippledfilesystem")
 
@@ -66,6 +78,8 @@ class Worktree:
         return None if self._repo.bare else self._repo.worktree
 
     def close(self) -> None:
+        """At the end of a session, or of a part of it."""
+        self._restage()
         self._database.close()
 
     # Whether an object is what it was.
@@ -138,7 +152,7 @@ class Worktree:
         if self._top is None:
             return
         try:
-            self._database.reconcile(self._fix)
+            self._reconcile(key)
         except RepositoryError as reason:
             log.warn(f"new unlocked files are not looked for: {reason}")
         try:
@@ -183,7 +197,7 @@ class Worktree:
             return
         try:
             # Without this, a row may be of a file that is the user's own by now (git annex unannex).
-            self._database.reconcile(self._fix)
+            self._reconcile(key)
             caches = self._database.inode_caches(key)
             for file in self._database.associated_files(key):
                 self._reset(key, file, caches, by_hash=True)
@@ -258,7 +272,26 @@ class Worktree:
             except OSError:
                 pass  # moved to its place, or never made
         notes.note_restage(self._repo, self._permissions, file.relative, cache)
+        self._replaced.append(file.relative)
+        if len(self._replaced) >= _RESTAGED_AT_ONCE:
+            self._restage()
         return cache
+
+    def _restage(self) -> None:
+        paths, self._replaced = self._replaced, []
+        if paths:
+            from annexshell.annex.restage import restage
+
+            restage(self._repo, paths)
+
+    def _reconcile(self, current: Key) -> None:
+        """Make the database agree with the index; files of the key CURRENT are the caller's to see to."""
+
+        def fix(key: Key, relative: bytes) -> None:
+            if key != current:
+                self._fix(key, relative)
+
+        self._database.reconcile(fix)
 
     def _fix(self, key: Key, relative: bytes) -> None:
         """Bring an unlocked file, new in the index, in line with whether content is here (spec: objects §15.4)."""

