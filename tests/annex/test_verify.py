@@ -112,7 +112,6 @@ def test_the_digest_has_to_be_lower_case(variety):
         (HELLO_SHA256 + b"0", False),
         (HELLO_SHA256 + b" ", False),
         (HELLO_SHA256 + b"\n", False),
-        (HELLO_SHA256 + b"\0", False),
         (HELLO_SHA256 + b"\xff", False),
         (b"." + HELLO_SHA256[1:], False),
         (b"", False),
@@ -169,7 +168,6 @@ def test_what_cannot_be_verified_is_told_apart_from_what_is_wrong(text, hello, w
 @given(st.binary(max_size=60))
 @example(b"SHA256--\xff")
 @example(b"X/--a")
-@example(b"X\0--a")
 def test_no_key_makes_verification_fail_with_an_exception(text):
     try:
         key = Key(text)
