@@ -24,12 +24,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import TypeVar
 
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.annex.lockfile import LockFile
     from annexshell.annex.objects import Objects
     from annexshell.annex.permissions import Permissions
     from annexshell.key import Key
+
+    Held = TypeVar("Held", bound="_Lock")
 
 RETENTION = 600  # seconds; what clients rely upon from the moment they are told that the content is locked
 _LOCK_FILE_VERSION = 10
@@ -116,28 +119,26 @@ class ContentLocks:
         return version is not None and version >= _LOCK_FILE_VERSION
 
 
-class SharedLock(ContentLock):
-    """Content that stays for the length of a ``with`` block."""
+class _Lock:
+    """What is held for the length of a ``with`` block."""
 
-    __slots__ = ("_clean", "_held", "_kept")
+    __slots__ = ("_held", "_tidy")
 
-    def __init__(self, held: tuple[LockFile, ...], clean: Callable[[], None]) -> None:
+    def __init__(self, held: tuple[LockFile, ...], tidy: Callable[[], None]) -> None:
         self._held = held
-        self._clean = clean  # run when the locks are dropped
-        self._kept = False
-
-    def keep(self) -> None:
-        self._kept = True
+        self._tidy = tidy  # run before the locks are dropped
 
     def release(self) -> None:
         """End the block early; once is enough."""
         held, self._held = self._held, ()
-        for lock in held:
-            lock.close()
-        if held and not self._kept:
-            self._clean()
+        try:
+            if held:
+                self._tidy()
+        finally:
+            for lock in held:
+                lock.close()
 
-    def __enter__(self) -> SharedLock:
+    def __enter__(self: Held) -> Held:
         return self
 
     def __exit__(
@@ -146,26 +147,19 @@ class SharedLock(ContentLock):
         self.release()
 
 
-class RemovalLock:
+class RemovalLock(_Lock):
     """The exclusive lock on content, for the length of a ``with`` block in which it is removed."""
 
-    __slots__ = ("_clean", "_held")
+    __slots__ = ()
 
-    def __init__(self, held: tuple[LockFile, ...], clean: Callable[[], None]) -> None:
-        self._held = held
-        self._clean = clean  # run before the locks are dropped
 
-    def __enter__(self) -> RemovalLock:
-        return self
+class SharedLock(_Lock, ContentLock):
+    """Content that stays for the length of a ``with`` block."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._clean()
-        finally:
-            for lock in self._held:
-                lock.close()
+    __slots__ = ()
+
+    def keep(self) -> None:
+        self._tidy = _nothing
 
 
 class _LockFile:
@@ -198,15 +192,12 @@ class _LockFile:
             written = self._retention.extend(self._repo, self._permissions, RETENTION)
             return True
 
-        def clean() -> None:
-            self._tidy(lambda: self._clean_up(written))
-
         present = False
         try:
             present = retry_thawed(self._permissions, self._directory, lock)
         finally:
             if held is not None:
-                shared = SharedLock((held,), clean)
+                shared = SharedLock((held,), lambda: self._unlock(held, written, present))
                 if not present:
                     shared.release()
         if not present:
@@ -218,7 +209,10 @@ class _LockFile:
         if self._retention.is_future():
             raise ContentLocked(_LOCKED)
 
+        held: LockFile | None = None
+
         def lock() -> LockFile:
+            nonlocal held
             held = self._try(lockfile.EXCLUSIVE)
             # Again: since then, a holder may have come, been told that the content is locked, and been killed.
             with ClosedOnError(held):
@@ -226,13 +220,17 @@ class _LockFile:
                     raise ContentLocked(_LOCKED)
             return held
 
-        held = retry_thawed(self._permissions, self._directory, lock)
-        return RemovalLock((held,), self._clean_up_after_removal)
+        try:
+            return RemovalLock((retry_thawed(self._permissions, self._directory, lock),), self._unlock_after_removal)
+        except BaseException:
+            if held is not None:
+                held.close()
+            raise
 
     def _try(self, kind: int) -> LockFile:
         """Lock the file, in the thawed directory. Raises ContentLocked, OSError."""
         for _ in range(_SANE_ATTEMPTS):
-            held = lockfile.acquire(self._lock, kind, wait=False)
+            held = self._acquire(kind)
             if held is None:
                 break
             with ClosedOnError(held):
@@ -243,29 +241,51 @@ class _LockFile:
             held.close()
         raise ContentLocked(_LOCKED)
 
-    def _clean_up(self, written: bytes | None) -> None:
-        """Delete what a shared lock left, unless others hold the content too (spec: objects §6.4)."""
-        held = lockfile.acquire(self._lock, lockfile.EXCLUSIVE, wait=False)
-        if held is None:
-            return
-        with held:
-            # A later time than ours is somebody's who still relies on it.
-            self._retention.delete_own(written)
-            if held.is_sane():
-                os.unlink(self._lock)
-            # Before closing: nobody shall lock what is about to be pruned.
-            self._objects.prune(self._directory)
+    def _acquire(self, kind: int) -> LockFile | None:
+        try:
+            return lockfile.acquire(self._lock, kind, wait=False, writable=True)
+        except PermissionError:
+            if kind == lockfile.EXCLUSIVE:
+                raise
+            return lockfile.acquire(self._lock, kind, wait=False)  # it is another user's, who left us reading
 
-    def _clean_up_after_removal(self) -> None:
+    def _unlock(self, held: LockFile, written: bytes | None, present: bool) -> None:
+        """Delete what a shared lock left, unless others hold the content too (spec: objects §6.4)."""
+
+        def clean() -> None:
+            if held.become_exclusive():
+                self._clean(held, written)
+                if not present:
+                    self._objects.prune(self._directory)
+                return
+            held.close()
+            # Once more without ours: if two are here at the same moment, each was in the other's way.
+            again = lockfile.acquire(self._lock, lockfile.EXCLUSIVE, wait=False)
+            if again is not None:
+                with again:
+                    self._clean(again, written)
+                    # The content may have been removed while nobody held it, but not the directory with our file.
+                    self._objects.prune(self._directory)
+
+        self._thawed(clean)
+
+    def _clean(self, held: LockFile, written: bytes | None) -> None:
+        # A later time than ours is somebody's who still relies on it.
+        self._retention.delete_own(written)
+        if held.is_sane():
+            os.unlink(self._lock)
+
+    def _unlock_after_removal(self) -> None:
         try:
             os.unlink(self._lock)  # removal has left the directory thawed
         except FileNotFoundError:
             pass
         except OSError:
-            self._tidy(lambda: os.unlink(self._lock))
+            self._thawed(lambda: os.unlink(self._lock))
+        # Before the lock is dropped, so that nobody locks what is about to be pruned.
         self._objects.prune(self._directory)
 
-    def _tidy(self, action: Callable[[], None]) -> None:
+    def _thawed(self, action: Callable[[], None]) -> None:
         try:
             retry_thawed(self._permissions, self._directory, action)
         except FileNotFoundError:

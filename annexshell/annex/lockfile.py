@@ -46,6 +46,17 @@ class LockFile:
         here = os.fstat(self.fd)
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
+    def become_exclusive(self) -> bool:
+        """Turn a shared lock into an exclusive one without letting go of it, unless others hold it too.
+
+        Also False when it was not acquired as ``writable``, or is closed.
+        """
+        try:
+            _lock(self.fd, EXCLUSIVE, wait=False)
+        except (OSError, ValueError):
+            return False
+        return True
+
     def close(self) -> None:
         """Drop the lock."""
         if self.fd >= 0:
@@ -79,13 +90,13 @@ class ClosedOnError:
             self._lock.close()
 
 
-def acquire(path: bytes, kind: int, *, wait: bool, create: bool = True) -> LockFile | None:
-    """Lock the whole file at PATH, SHARED or EXCLUSIVE.
+def acquire(path: bytes, kind: int, *, wait: bool, create: bool = True, writable: bool = False) -> LockFile | None:
+    """Lock the whole file at PATH, SHARED or EXCLUSIVE; a shared lock that is WRITABLE can become exclusive.
 
     Gives None when somebody else holds it and ``wait`` is false. Raises OSError when the file cannot be opened
     (FileNotFoundError without ``create``). Permissions of a new file are the caller's to adjust, by the lock's fd.
     """
-    flags = os.O_RDONLY if kind == SHARED else os.O_RDWR
+    flags = os.O_RDWR if writable or kind == EXCLUSIVE else os.O_RDONLY
     fd = os.open(path, flags | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
     try:
         _lock(fd, kind, wait)

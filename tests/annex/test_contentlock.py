@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from annexshell.annex import lockfile, othertmp
+from annexshell.annex import lockfile
 from annexshell.annex.objects import Objects
 from annexshell.annex.retention import Retention
 from annexshell.errors import ContentLocked, NotLocked, NotPresent, RepositoryError
@@ -676,7 +676,7 @@ def test_names_that_are_too_long(disk: Disk) -> None:
 
 
 def test_order_of_locks(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As recorded from the real program (spec: objects §17), which takes othertmp.lck even if it is not needed."""
+    """As recorded from the real program (spec: objects §17), which has no way to make a shared lock exclusive."""
     names = {".lck": "lck", ".rtl": "rtl"}
     calls = LOCKS["syscalls"]["v10 LOCKCONTENT then UNLOCKCONTENT"]
     recorded = [
@@ -694,7 +694,7 @@ def test_order_of_locks(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
 
     rtm(disk).write_bytes(b"1s")  # so that there is something to replace
     monkeypatch.setattr(lockfile, "acquire", noted)
-    monkeypatch.setattr(othertmp.lockfile, "acquire", noted)
+    monkeypatch.setattr(lockfile.LockFile, "become_exclusive", lambda self: False)
     with disk.open().lock():
         pass
     assert ours == recorded
@@ -716,6 +716,39 @@ def test_removal_prunes_but_keeps_foreign_files(disk: Disk) -> None:
     directory.chmod(0o555)
     remove(disk)
     assert [path.name for path in directory.iterdir()] == ["foreign"]
+
+
+def test_the_directory_is_opened_twice_and_nothing_more_is_waited_for(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual case, on which a client waits: two lock files, and no othertmp."""
+    acquired: list[bytes] = []
+    acquire = lockfile.acquire
+
+    def noted(path: bytes, kind: int, **how: bool) -> lockfile.LockFile | None:
+        acquired.append(path[-4:])
+        return acquire(path, kind, **how)
+
+    chmods: list[int] = []
+    chmod = os.chmod
+    opened = disk.open()
+    assert opened.repo.config
+    monkeypatch.setattr(lockfile, "acquire", noted)
+    monkeypatch.setattr(os, "chmod", lambda path, mode: (chmods.append(mode), chmod(path, mode)))
+    with opened.lock():
+        pass
+    assert acquired == [b".lck", b".rtl"]
+    assert chmods == [0o755, 0o555] * 2
+
+
+def test_two_who_unlock_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finds the other in its way; the later to let go must still clean up."""
+    opened = disk.open()
+    first, second = opened.lock(), opened.lock()
+    monkeypatch.setattr(lockfile.LockFile, "become_exclusive", lambda self: False)
+    first.release()
+    second.release()
+    assert disk.traces() == set()
 
 
 @pytest.mark.parametrize("settings", [{}, {"core.sharedRepository": "group"}, {"annex.tune.objecthash1": "true"}])
