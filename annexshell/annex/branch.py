@@ -83,6 +83,8 @@ class Branch:
         """
         if not always and not self._repo.config.get_bool(b"annex.alwayscommit", True):
             return False
+        if not journal.is_dirty(self._repo):
+            return False
         journal.refuse_pidlock(self._repo)
         return commit_journal(self._repo, self._permissions, self.journal, self._cat_file)
 

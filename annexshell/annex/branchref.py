@@ -75,7 +75,7 @@ def commit_message(repo: GitRepository) -> bytes:
     message = hooks.output(argv)
     if message is None:
         raise RepositoryError("the commit message hook failed, so nothing was committed to the git-annex branch")
-    return message
+    return message.replace(b"\0", b"")  # which no argument can have
 
 
 def commit_tree(repo: GitRepository, tree: bytes, parent: bytes | None, message: bytes) -> bytes:

@@ -44,8 +44,6 @@ def commit_journal(repo: GitRepository, permissions: Permissions, journal: Journ
 
     When it raises, the journal still has whatever is not in the branch.
     """
-    if not journal.names():
-        return False
     # Before the lock is taken, which a hook may need.
     message = branchref.commit_message(repo)
     with journal.lock(), OtherTmp(repo, permissions) as othertmp:

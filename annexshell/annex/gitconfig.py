@@ -58,7 +58,7 @@ class ConfigLock:
             os.unlink(self._lockfile)
 
     def add(self, settings: Mapping[bytes, bytes]) -> None:
-        """Add SETTINGS, by full name, all at once, and end the lock. A setting's last value is the one that counts."""
+        """Add SETTINGS, by full name, all at once, and end the lock. A setting's last value counts."""
         fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             content = read_file(fd)

@@ -210,6 +210,17 @@ def test_a_forced_push_of_something_else(annex):
     assert annex.tree()["only.log"] == b"o\n"
 
 
+@pytest.mark.parametrize("log", ["transitions.log", "difference.log", "uuid.log"])
+def test_other_refs_are_left_to_git_annex(annex, log):
+    """Some of them must not be merged, and none has to be."""
+    annex.record()
+    other = annex.commit_with({log: b"ForgetGitHistory 1s\n"})
+    annex.git("update-ref", "refs/heads/synced/git-annex", other)
+    annex.git("update-ref", "refs/remotes/origin/git-annex", other)
+    assert annex.commit()
+    assert annex.tree() == {LOG: line(100, 1, HERE)}
+
+
 # The index
 
 
@@ -303,7 +314,7 @@ def test_message_of_hook_and_command(annex):
     annex.config(**{"annex.commitmessage": "setting", "annex.commitmessage-command": "echo command"})
     annex.record()
     assert annex.commit()
-    executable(annex.path / "hooks" / "commitmessage-annex", "printf 'hook\\n\\nbody'")
+    executable(annex.path / "hooks" / "commitmessage-annex", "printf 'ho\\0ok\\n\\nbody'")
     annex.record(present=False)
     assert annex.commit()
     assert annex.git("log", "-2", "--format=%B|", "git-annex").split("|") == ["hook\n\nbody\n", "\ncommand\n", ""]

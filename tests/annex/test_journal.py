@@ -222,3 +222,11 @@ def test_a_repository_with_lock_files_of_another_kind_is_left_alone(annex, actio
     with pytest.raises(RepositoryError, match=r"annex\.pidlock"):
         action(annex)
     assert list(annex.journal()) == ["uuid.log"]
+
+
+def test_reading_a_repository_with_lock_files_of_another_kind(annex):
+    annex.push({"uuid.log": b"x\n"})
+    annex.config(**{"annex.pidlock": "true"})
+    with annex.open() as branch:
+        assert branch.read(b"uuid.log") == b"x\n"
+        assert not branch.commit()
