@@ -46,6 +46,8 @@ class Key:
         position = text.find(b"-")
         if position < 1:
             raise BadKey("a key starts with a backend name and a dash")
+        if b"\0" in text:
+            raise BadKey("a key cannot contain a NUL byte, as no file name can")
         self.variety = variety = text[:position]
         found: dict[bytes, bytes] = {}
         for field in _FIELDS:

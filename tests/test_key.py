@@ -43,10 +43,11 @@ def test_file_names_give_the_listed_key(row):
 
 
 fields = st.integers(min_value=0, max_value=10**30)
-varieties = st.binary(min_size=1, max_size=20).filter(lambda v: b"-" not in v and not v.endswith(b"E"))
+varieties = st.binary(min_size=1, max_size=20).filter(lambda v: not v.endswith(b"E") and not set(v) & set(b"-\0"))
+names = st.binary(max_size=60).filter(lambda name: b"\0" not in name)
 
 
-@given(varieties, st.none() | fields, st.none() | fields, st.binary(max_size=60))
+@given(varieties, st.none() | fields, st.none() | fields, names)
 def test_escaping_loses_nothing_and_never_leaves_the_directory(variety, size, chunk, name):
     text = variety
     if size is not None:
@@ -74,3 +75,10 @@ def test_numbers_have_no_limit():
     key = Key(b"SHA256-s" + digits + b"--x")
     assert key.serialized == b"SHA256-s" + digits + b"--x"
     assert key.size is not None and key.size % 10 == 9
+
+
+def test_no_key_has_a_nul_byte():
+    """No file name can have one."""
+    for text in (b"FOO--a\0b", b"FOO\0--a", b"FOO--\0"):
+        with pytest.raises(BadKey):
+            Key(text)

@@ -254,6 +254,7 @@ class Server:
             self._connection.send(_FAILURE)
         else:
             self._send_outcome(outcome)
+        self._in_error = False  # what was said about the validity line is no longer the last word
 
     def receive_validity(self) -> bool | None:
         """What the sender says of the content that it sent: valid, invalid, or nothing (spec: protocol §5.6)."""

@@ -149,13 +149,20 @@ NOT_NUMBERS = (
     *(b"+1", b"-1", b"-0", b"1_0", b" 1", b"1x", b"0x1", b"0o1", b"(1)", b"1.0", b"1e1", b"", b"1\0"),
     "\u0661".encode(),
 )
+NEGATIVE = (b"-1", b"-0")  # a time may be: the clock starts at zero, and a proof may have expired before
 
 
 class TestR5NumbersAreDigits:
     @pytest.mark.parametrize("line", [b"VERSION %s", b"GET %s  " + KS, b"REMOVE-BEFORE %s " + KS, b"DATA %s"])
     def test_top_level(self, line, session):
-        replies = {number: session.ask(line % number) for number in NOT_NUMBERS}
+        numbers = [number for number in NOT_NUMBERS if not (b"BEFORE" in line and number in NEGATIVE)]
+        replies = {number: session.ask(line % number) for number in numbers}
         assert {number for number, reply in replies.items() if reply != b"ERROR unknown command"} == set()
+        assert_usable(session)
+
+    def test_times_may_be_negative(self, session):
+        assert session.ask(b"REMOVE-BEFORE -5 " + KS) == b"FAILURE"
+        assert session.ask(b"REMOVE-BEFORE -5 " + KA) == b"SUCCESS"
         assert_usable(session)
 
     def test_length_of_an_upload(self, session):
@@ -243,13 +250,12 @@ class TestR7UnverifiableKeysAreNotResumed:
         repository.put_tmp(KF, GARBAGE[:9000])
         with serve() as first:
             first.open(repository)
-            assert session.ask(b"PUT  " + KF) == b"PUT-FROM 0"
             assert first.ask(b"PUT  " + KF) == b"PUT-FROM 0"
+            assert_reason(session.ask(b"PUT  " + KF))
+            assert repository.tmp(KF).read_bytes() == GARBAGE[:9000]
             first.send(b"DATA 10000\n" + NEW[:8000])
             wait_for(lambda: repository.tmp(KF).stat().st_size == 8000)
-            session.send(b"DATA 10000\n" + NEW + b"VALID\n")
-            session.expect("FAILURE")
-            assert repository.tmp(KF).stat().st_size == 8000
+            assert_reason(session.ask(b"PUT  " + KF))
             first.send(NEW[8000:] + b"VALID\n")
             first.expect("SUCCESS")
         assert repository.object(KF).read_bytes() == NEW
@@ -275,33 +281,39 @@ class TestR8RefusedUploadsKeepTheConnection:
             other.expect("SUCCESS")
         assert session.ask(b"PUT  " + KN) == b"ALREADY-HAVE"
 
-    def test_when_another_began_between_offset_and_data(self, session, serve, repository):
+    @pytest.mark.parametrize("version", [0, 1, 4])
+    def test_the_offset_given_holds(self, version, serve, repository):
+        """Whoever got PUT-FROM has the transfer lock: nobody else changes the temp file before its DATA."""
+        with serve() as first, serve() as second:
+            first.open(repository)
+            second.open(repository, version=version)
+            assert first.ask(b"PUT  " + KN) == b"PUT-FROM 0"
+            assert_reason(second.ask(b"PUT  " + KN))
+            assert_usable(second)
+            first.send(b"DATA 10000\n" + NEW + b"VALID\n")
+            first.expect("SUCCESS")
+
+    @pytest.mark.parametrize("last", [b"ERROR changed my mind\n", b"FOO\n", b"DATA-PRESENT\n", b"DATA 0\nINVALID\n"])
+    def test_an_upload_given_up_is_free_for_another(self, last, session, serve, repository):
         with serve() as other:
             other.open(repository)
             assert session.ask(b"PUT  " + KN) == b"PUT-FROM 0"
-            assert other.ask(b"PUT  " + KN) == b"PUT-FROM 0"
-            other.send(b"DATA 10000\n" + NEW[:4000])
-            wait_for(lambda: repository.tmp(KN).exists() and repository.tmp(KN).stat().st_size == 4000)
-            session.send(b"DATA 10000\n" + NEW)
-            session.expect_nothing()
-            session.line("VALID")
-            session.expect("FAILURE")
-            assert_usable(session)
-            assert repository.tmp(KN).read_bytes() == NEW[:4000]
-            other.send(NEW[4000:] + b"VALID\n")
-            other.expect("SUCCESS")
-        assert repository.object(KN).read_bytes() == NEW
+            session.send(last + b"BYPASS\nCHECKPRESENT " + KS + b"\n")
+            while session.read_line() != b"SUCCESS":
+                pass
+            assert other.put(KN, NEW) == b"SUCCESS"
 
-    def test_version_0_has_no_validity_line_to_drain(self, serve, repository):
-        with serve() as first, serve() as second:
-            for server in (first, second):
-                server.open(repository, version=None)
-                assert server.ask(b"PUT  " + KN) == b"PUT-FROM 0"
-            first.send(b"DATA 10000\n" + NEW[:4000])
-            wait_for(lambda: repository.tmp(KN).exists() and repository.tmp(KN).stat().st_size == 4000)
-            second.send(b"DATA 10000\n" + NEW)
-            second.expect("FAILURE")
-            assert_usable(second)
+    def test_another_program_takes_the_lock_meanwhile(self, session, repository, programs):
+        """The payload and the validity line are taken in before the answer, whatever went wrong."""
+        assert session.ask(b"PUT  " + KN) == b"PUT-FROM 0"
+        with programs.server(repository, kind="real") as other:
+            other.open(repository)
+            assert other.ask(b"PUT  " + KN) == b"PUT-FROM 0"
+            other.send(b"DATA 10000\n" + NEW + b"VALID\n")
+            assert other.read_all() == b""
+            assert other.exit_code() == 1
+        session.send(b"DATA 10000\n" + NEW + b"VALID\n")
+        session.expect("SUCCESS")
 
     @pytest.mark.parametrize(
         ("name", "value", "key"),

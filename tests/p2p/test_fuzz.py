@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
 from tests.p2p.conftest import CONTENTS, KEYS
@@ -267,11 +267,10 @@ def compare(programs, template, base, counter, conversation: Conversation) -> No
     ours = hold(programs, template, base / f"ours{next(counter)}", programs.kind, conversation)
     if programs.kind == "ours" and real != ours:
         assume(not went_on_after_error(real, ours, conversation.stream))
-    note(f"real: {real.transcript!r}, exit {real.exit_code}, {real.errors[-500:]!r}")
-    note(f"ours: {ours.transcript!r}, exit {ours.exit_code}, {ours.errors[-500:]!r}")
-    assert ours.transcript == real.transcript
-    assert ours.exit_code == real.exit_code
-    assert difference(real.disk, ours.disk) == {}
+    outputs = f"\nreal: {real.transcript!r} {real.errors[-500:]!r}\nours: {ours.transcript!r} {ours.errors[-500:]!r}"
+    assert ours.transcript == real.transcript, outputs
+    assert ours.exit_code == real.exit_code, outputs
+    assert difference(real.disk, ours.disk) == {}, outputs
     assert real.kept == []
     if ours.kept:
         assert ended_locked(conversation.stream)
@@ -288,17 +287,24 @@ def difference(real: dict[str, object], ours: dict[str, object]) -> dict[str, tu
     }
 
 
-@pytest.mark.timeout(3600)
-def test_both_servers_agree(programs, template, tmp_path, fuzz_examples):
-    counter = itertools.count()
-
-    @settings(
-        max_examples=fuzz_examples,
+def fuzz(examples: int, request: pytest.FixtureRequest):
+    """The settings: failures are only made smaller, which takes minutes, when --fuzz asked for it."""
+    phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if request.config.getoption("fuzz", None) else ()))
+    return settings(
+        max_examples=examples,
+        phases=phases,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         print_blob=True,
         database=None,
     )
+
+
+@pytest.mark.timeout(3600)
+def test_both_servers_agree(programs, template, tmp_path, fuzz_examples, request):
+    counter = itertools.count()
+
+    @fuzz(fuzz_examples, request)
     @given(conversations())
     def check(conversation: Conversation) -> None:
         assume(not has_lax_number(conversation.stream))
@@ -309,18 +315,12 @@ def test_both_servers_agree(programs, template, tmp_path, fuzz_examples):
 
 
 @pytest.mark.timeout(3600)
-def test_broken_conversations_do_no_harm(programs, template, tmp_path, fuzz_examples):
+def test_broken_conversations_do_no_harm(programs, template, tmp_path, fuzz_examples, request):
     """With everything that is left out above: ours ends in time, holds no lock, loses and invents no content."""
     counter = itertools.count()
     good = {hashlib.sha256(content).hexdigest() for content in CONTENTS.values()}
 
-    @settings(
-        max_examples=fuzz_examples // 2,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-        database=None,
-    )
+    @fuzz(fuzz_examples // 2, request)
     @given(conversations(), st.lists(st.integers(0, 10000), max_size=4), st.binary(max_size=60))
     def check(conversation: Conversation, places: list[int], junk: bytes) -> None:
         for place in places:
