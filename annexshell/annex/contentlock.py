@@ -122,9 +122,10 @@ class ContentLocks:
 class _Lock:
     """What is held for the length of a ``with`` block."""
 
-    __slots__ = ("_held", "_tidy")
+    __slots__ = ("_held", "_tidy", "path")
 
-    def __init__(self, held: tuple[LockFile, ...], tidy: Callable[[], None]) -> None:
+    def __init__(self, path: bytes, held: tuple[LockFile, ...], tidy: Callable[[], None]) -> None:
+        self.path = path  # of the object; a copy in another place is not locked
         self._held = held
         self._tidy = tidy  # run before the locks are dropped
 
@@ -197,7 +198,7 @@ class _LockFile:
             present = retry_thawed(self._permissions, self._directory, lock)
         finally:
             if held is not None:
-                shared = SharedLock((held,), lambda: self._unlock(held, written, present))
+                shared = SharedLock(self._object, (held,), lambda: self._unlock(held, written, present))
                 if not present:
                     shared.release()
         if not present:
@@ -221,11 +222,12 @@ class _LockFile:
             return held
 
         try:
-            return RemovalLock((retry_thawed(self._permissions, self._directory, lock),), self._unlock_after_removal)
+            locks = (retry_thawed(self._permissions, self._directory, lock),)
         except BaseException:
             if held is not None:
                 held.close()
             raise
+        return RemovalLock(self._object, locks, self._unlock_after_removal)
 
     def _try(self, kind: int) -> LockFile:
         """Lock the file, in the thawed directory. Raises ContentLocked, OSError."""
@@ -303,7 +305,7 @@ def _lock_object_shared(path: bytes, is_present: Callable[[], bool], sentinal: L
     with ClosedOnError(held):
         if not (held.is_sane() and is_present()):
             raise NotLocked("the content is not present")
-    return SharedLock((held, sentinal), _nothing)
+    return SharedLock(path, (held, sentinal), _nothing)
 
 
 def _lock_object_for_removal(path: bytes, permissions: Permissions, sentinal: LockFile) -> RemovalLock:
@@ -321,7 +323,7 @@ def _lock_object_for_removal(path: bytes, permissions: Permissions, sentinal: Lo
         # Another file there now may be locked by others.
         if not held.is_sane():
             raise ContentLocked(_LOCKED)
-    return RemovalLock((held, sentinal), _nothing)
+    return RemovalLock(path, (held, sentinal), _nothing)
 
 
 def _nothing() -> None:

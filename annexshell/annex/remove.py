@@ -7,7 +7,7 @@ import os
 from annexshell import log
 from annexshell.annex import hooks, journal
 from annexshell.annex.logs.location import set_presence
-from annexshell.errors import RepositoryError
+from annexshell.errors import NotPresent, RepositoryError
 from annexshell.repository import Outcome
 
 TYPE_CHECKING = False
@@ -26,11 +26,15 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
     journal.refuse_pidlock(repo)
     if repo.config.get(b"annex.trashbin"):
         raise RepositoryError("annex.trashbin is set, which annexshell does not support; nothing was removed")
-    with repository.locks.lock_for_removal(key):
+    try:
+        lock = repository.locks.lock_for_removal(key)
+    except NotPresent:
+        return Outcome(True)  # somebody else was faster
+    with lock:
         # Compared under the lock: waiting for it may have taken us past the time.
         if before is not None and repository.gettimestamp() >= before:
             return Outcome(False)
-        path = repository.objects.locate(key)
+        path = lock.path
         _unlink_object(repository, path)
         if repository.worktree is not None:
             repository.worktree.reset(key)

@@ -58,8 +58,8 @@ def is_frozen(disk: Disk) -> bool:
 def remove(disk: Disk) -> None:
     """What removal does under its lock, at its shortest."""
     opened = disk.open()
-    with opened.locks.lock_for_removal(KEY):
-        path = opened.objects.locate(KEY)
+    with opened.locks.lock_for_removal(KEY) as lock:
+        path = lock.path
         opened.permissions.thaw_directory(os.path.dirname(path))
         os.unlink(path)
         opened.objects.prune(os.path.dirname(path))

@@ -37,8 +37,8 @@ class Ours:
         return self.locks.lock_shared(key, lambda: os.path.exists(self.objects.locate(key)))
 
     def remove(self, key: Key) -> None:
-        with self.locks.lock_for_removal(key):
-            path = self.objects.locate(key)
+        with self.locks.lock_for_removal(key) as lock:
+            path = lock.path
             self.permissions.thaw_directory(os.path.dirname(path))
             os.unlink(path)
             self.objects.prune(os.path.dirname(path))
