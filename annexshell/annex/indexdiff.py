@@ -9,11 +9,14 @@ import os
 
 from annexshell import process
 from annexshell.annex import git
+from annexshell.annex.indexcopy import IndexCopy
 from annexshell.annex.pointers import MAX_SIZE, parse_pointer
+from annexshell.errors import RepositoryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from types import TracebackType
 
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.key import Key
@@ -55,21 +58,44 @@ class Change:
 
 
 class IndexDiff:
-    """The difference between the index as it is on creation, and as the keys database last saw it."""
+    """The difference between the index as it is now, and as the keys database last saw it. Used in a ``with``."""
 
-    __slots__ = ("_new", "_old", "_repo")
+    __slots__ = ("_copy", "_new", "_old", "_repo")
 
     _old: bytes
     _new: bytes | None
 
     def __init__(self, repo: GitRepository) -> None:
-        """Raises RepositoryError."""
         self._repo = repo
-        # None when another program has the index locked, or a merge is unfinished: it cannot be made a tree then.
-        self._new = _line(repo, b"write-tree")
-        # None when there is no such ref yet.
-        known = _line(repo, b"rev-parse", b"--verify", b"--quiet", LAST_INDEX + b"^{tree}")
+        self._copy = IndexCopy(repo)
+
+    @property
+    def signature(self) -> tuple[int, int, int] | None:
+        """That of the index which was looked at."""
+        return self._copy.signature
+
+    def __enter__(self) -> IndexDiff:
+        """Raises RepositoryError."""
+        repo = self._repo
+        try:
+            self._copy.__enter__()
+        except OSError as reason:
+            raise RepositoryError(f"cannot copy the index: {reason.strerror}") from reason
+        try:
+            # None while a merge is unfinished: the index cannot be made a tree then.
+            self._new = _line(repo, b"write-tree", env=self._copy.env)
+            # None when there is no such ref yet.
+            known = _line(repo, b"rev-parse", b"--verify", b"--quiet", LAST_INDEX + b"^{tree}")
+        except BaseException:
+            self._copy.__exit__(None, None, None)
+            raise
         self._old = known or _EMPTY_TREES[(repo.config.get(b"extensions.objectformat") or b"sha1").lower()]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._copy.__exit__(kind, error, trace)
 
     def changes(self) -> Iterator[list[Change]]:
         """What changed, some at a time, an unmerged file being regarded as unchanged. Raises RepositoryError."""
@@ -141,7 +167,7 @@ class IndexDiff:
     def _records(self, *arguments: bytes) -> Iterator[bytes]:
         """What git prints, in NUL-ended records, read as they come."""
         with process.Pipe() as pipe:
-            pid = process.spawn(self._repo.git(*arguments), stdout=pipe.write_fd)
+            pid = process.spawn(self._repo.git(*arguments), stdout=pipe.write_fd, env=self._copy.env)
             status = 1
             try:
                 pipe.close_write()
@@ -173,9 +199,9 @@ def forget(repo: GitRepository) -> None:
     git.output(repo, b"update-ref", b"-d", LAST_INDEX)
 
 
-def _line(repo: GitRepository, *arguments: bytes) -> bytes | None:
+def _line(repo: GitRepository, *arguments: bytes, env: dict[bytes, bytes] | None = None) -> bytes | None:
     """What a git command prints; None when it fails."""
     try:
-        return git.output(repo, *arguments, quiet=True).strip() or None
+        return git.output(repo, *arguments, env=env, quiet=True).strip() or None
     except git.GitFailed:
         return None

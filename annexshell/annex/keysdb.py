@@ -178,8 +178,9 @@ class KeysDatabase:
         with self._lock():
             with self._mutex:
                 connection = self._connected_or_created()
-            self._reconcile(connection, indexdiff.IndexDiff(repo), fix)
-        self._index_seen = index
+            with indexdiff.IndexDiff(repo) as difference:
+                self._reconcile(connection, difference, fix)
+        self._index_seen = difference.signature
 
     def _reconcile(
         self,
@@ -286,8 +287,7 @@ class KeysDatabase:
 
     def _retrying(self, action: Callable[[], T]) -> T:
         """Do ACTION, again while others have the database locked. Raises RepositoryError, _Inaccessible."""
-        import sqlite3
-
+        sqlite3 = _sqlite()
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
@@ -307,6 +307,17 @@ class _Inaccessible(RepositoryError):
     """The database is there, but our user may not use it."""
 
 
+def _sqlite() -> Any:
+    # What the sqlite3 package is made of. The package also brings datetime, and takes five times as long to import.
+    try:
+        import _sqlite3
+    except ImportError:
+        import sqlite3
+
+        return sqlite3
+    return _sqlite3
+
+
 def _connect(path: bytes) -> sqlite3.Connection:
     """Open a database that exists; it is never created here, not even when it vanishes meanwhile."""
     connection = _open(path, b"rw")
@@ -319,13 +330,12 @@ def _connect(path: bytes) -> sqlite3.Connection:
 
 
 def _open(path: bytes, mode: bytes) -> sqlite3.Connection:
-    import sqlite3
-
     # Every byte quoted, so that no file name means anything in a URI.
     uri = b"file:" + b"".join(b"%%%02x" % byte for byte in path) + b"?mode=" + mode
-    return sqlite3.connect(
+    connection: sqlite3.Connection = _sqlite().connect(
         uri.decode("ascii"), uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
+    return connection
 
 
 def _create_schema(path: bytes) -> None:

@@ -8,11 +8,9 @@ looks into them, through git-annex's filter. It takes no git-annex to do this, w
 
 from __future__ import annotations
 
-import os
-
 from annexshell import log
 from annexshell.annex import git
-from annexshell.annex.config import file_signature
+from annexshell.annex.indexcopy import IndexCopy
 from annexshell.errors import RepositoryError
 
 TYPE_CHECKING = False
@@ -30,37 +28,28 @@ def restage(repo: GitRepository, paths: Sequence[bytes]) -> None:
 
     What is staged stays as it is. Gives up without an error if others keep the index busy: it is a convenience.
     """
-    index = repo.gitdir + b"/index"
     for _ in range(_ATTEMPTS):
-        before = file_signature(index)
-        if before is None:
-            return
-        fresh = b"%s/annexshell-index.%d.%s" % (repo.gitdir, os.getpid(), os.urandom(4).hex().encode())
         try:
-            # git replaces an index file, and never writes into one, so a second name is as good as a copy.
-            os.link(index, fresh)
-            _forget_status(repo, paths, fresh)
-            if _put_in_place(fresh, index, before):
-                return
+            with IndexCopy(repo) as copy:
+                if copy.signature is None:
+                    return
+                _forget_status(repo, paths, copy.env)
+                if copy.put_in_place():
+                    return
         except FileExistsError:
             log.debug("the index is locked by another process; files are not restaged")
             return
         except (OSError, RepositoryError) as reason:
             log.debug(f"cannot restage files: {reason}")
             return
-        finally:
-            try:
-                os.unlink(fresh)
-            except OSError:
-                pass  # it became the index, or was never made
     log.debug("the index keeps changing; files are not restaged")
 
 
-def _forget_status(repo: GitRepository, paths: Sequence[bytes], index: bytes) -> None:
-    """Make the entries of PATHS in that index file anew, with their mode and content."""
+def _forget_status(repo: GitRepository, paths: Sequence[bytes], env: dict[bytes, bytes]) -> None:
+    """Make the entries of PATHS in that environment's index anew, with their mode and content."""
     # The files themselves do not matter here. A work tree that is certainly not around our working directory keeps
     # git from taking paths to be relative to that.
-    env = {**os.environb, b"GIT_INDEX_FILE": index, b"GIT_WORK_TREE": repo.annexdir}
+    env = {**env, b"GIT_WORK_TREE": repo.annexdir}
     entries = []
     for start in range(0, len(paths), _AT_ONCE):
         some = paths[start : start + _AT_ONCE]
@@ -71,17 +60,3 @@ def _forget_status(repo: GitRepository, paths: Sequence[bytes], index: bytes) ->
                 entries.append(record[2:] + b"\0")
     if entries:
         git.output(repo, b"update-index", b"-z", b"--index-info", input=b"".join(entries), env=env)
-
-
-def _put_in_place(fresh: bytes, index: bytes, before: tuple[int, int, int]) -> bool:
-    """Make FRESH the index if that still is as BEFORE. Raises FileExistsError when the index is locked."""
-    lock = index + b".lock"
-    # Held for two system calls only, not while git runs: if we were killed then, nobody would remove it.
-    os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-    try:
-        if file_signature(index) != before:
-            return False
-        os.rename(fresh, index)
-        return True
-    finally:
-        os.unlink(lock)

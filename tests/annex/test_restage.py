@@ -52,6 +52,16 @@ def test_git_alone_takes_the_size_for_a_modification(repo):
     assert repo.git("diff-files", "--quiet")
 
 
+def test_a_file_system_without_hard_links(repo, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    fill(repo, "a")
+    do(repo, b"a")
+    assert status(repo) == ""
+
+
 def test_modified_files_stay_modified(repo):
     (repo.path / "a").write_text("work\n")
     do(repo, b"a")

@@ -224,7 +224,7 @@ class TestPopulate:
         rename = os.rename
 
         def refuse(source, target, **how):
-            if b"othertmp" in source and "dst_dir_fd" in how:
+            if b"othertmp" in os.fsencode(source) and "dst_dir_fd" in how:
                 raise OSError(errno.EXDEV, "Invalid cross-device link")
             rename(source, target, **how)
 
