@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from annexshell import forced, log
+from annexshell import forced, log, process
 from annexshell.errors import AnnexshellError, TemporaryFailure, UsageError, is_passing
 
 TYPE_CHECKING = False
@@ -38,6 +38,7 @@ def main() -> int:
         from annexshell.cli import main as run_program
 
         return run_program()
+    process.prepare()
     try:
         return run_wire_command(words)
     except Exception as reason:

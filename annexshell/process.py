@@ -6,6 +6,7 @@ Children never get our stdin or stdout, which carry the protocol: they are given
 
 from __future__ import annotations
 
+import _signal  # its wrapper, signal, takes longer to import than git takes to run
 import os
 import sys
 
@@ -14,8 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-_SIGPIPE = 13  # the signal module takes longer to import than git takes to run
 STDERR = 2
+
+
+def prepare() -> None:
+    """Make good what a careless parent left us: ignored SIGCHLD, and standard descriptors that are closed.
+
+    With SIGCHLD ignored nobody could wait for a child; and a file opened as descriptor 1 would be written to by
+    everything that goes to stdout.
+    """
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 class ProgramNotFound(OSError):
@@ -59,7 +71,7 @@ def spawn(
             list(argv),
             os.environb if env is None else env,
             file_actions=actions,
-            setsigdef=[_SIGPIPE],
+            setsigdef=[_signal.SIGPIPE],
         )
     except (FileNotFoundError, PermissionError, NotADirectoryError) as reason:
         raise ProgramNotFound(reason.errno, reason.strerror, os.fsdecode(argv[0])) from reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -166,3 +167,24 @@ def test_temporary_input_elsewhere_than_on_linux(monkeypatch):
 def test_a_status_is_told_of_the_right_child():
     pids = [process.spawn([b"sh", b"-c", b"exit %d" % status]) for status in (1, 2, 3)]
     assert [process.wait(pid) for pid in reversed(pids)] == [3, 2, 1]
+
+
+CARELESS = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.close(0)
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+"""
+
+
+def test_a_careless_parent_is_made_good():
+    program = """
+import os
+from annexshell import process
+process.prepare()
+assert os.read(0, 1) == b""
+assert process.run([b"echo", b"hello"]).output == b"hello\\n"
+print(sorted(os.listdir("/proc/self/fd"))[:3])
+"""
+    command = [sys.executable, "-c", CARELESS, program]
+    assert subprocess.check_output(command, cwd=Path(__file__).parent.parent, text=True) == "['0', '1', '2']\n"

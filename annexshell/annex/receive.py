@@ -51,6 +51,9 @@ class LocalUpload(Upload):
         repository.refuse_insecure(key)
         self._transfer: Transfer = repository.transfers.download(key, repository.client, file)
         try:
+            if not self._transfer.is_locked:
+                # Two that write the same temporary file would make a mixture of it.
+                raise TransferRefused("the repository is not writable: cannot take the transfer lock")
             self.offset = self._resumable_size()
             require_space(repository.repo, key, already=self.offset, transfers=repository.transfers)
         except BaseException:

@@ -9,7 +9,7 @@ import time
 from annexshell.annex.contentlock import ContentLocks
 from annexshell.annex.objects import Objects
 from annexshell.annex.permissions import Permissions
-from annexshell.errors import NotPresent, RepositoryError, TransferRefused
+from annexshell.errors import NotLocked, NotPresent, RepositoryError, TransferRefused
 from annexshell.p2p.versions import HIGHEST
 from annexshell.repository import AlreadyHave, Outcome, Repository
 from annexshell.uuid import NO_UUID, UUID
@@ -129,6 +129,9 @@ class LocalRepository(Repository):
         return None
 
     def lockcontent(self, key: Key) -> ContentLock:
+        if self.repo.config.get_bool(b"annex.pidlock"):
+            # git-annex would not look at the lock.
+            raise NotLocked("annex.pidlock is set, which annexshell does not support")
         return self.locks.lock_shared(key, lambda: self.checkpresent(key))
 
     def gettimestamp(self) -> Timestamp:

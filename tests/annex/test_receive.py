@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from annexshell.annex import receive
+from annexshell.annex import receive, transfers
 from annexshell.errors import Hangup, RepositoryError, TransferRefused
 from annexshell.key import Key
 from annexshell.relay import BytesSource
@@ -328,3 +328,9 @@ def test_put_answers_already_have_as_an_exchange(bare):
     put(bare.open(), KEY, DATA)
     with bare.open().put(KEY, None) as answer:
         assert isinstance(answer, AlreadyHave)
+
+
+def test_without_a_transfer_lock_nothing_is_received(bare, monkeypatch):
+    monkeypatch.setattr(transfers.Transfer, "is_locked", property(lambda self: False))
+    with pytest.raises(TransferRefused, match="not writable"):
+        bare.open().put(KEY, None)

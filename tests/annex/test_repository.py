@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from annexshell.errors import NotLocked
 from annexshell.key import Key
 from tests.annex.local import Local, put, sha256_key
 
@@ -92,3 +93,10 @@ def test_a_session_leaves_no_process_and_no_descriptor(bare):
     repository.remove(KEY)
     repository.close()
     assert (set(os.listdir("/proc/self/fd")), children()) == before
+
+
+def test_a_lock_that_git_annex_would_not_see_is_not_given(bare):
+    put(bare.open(), KEY, DATA)
+    bare.config(**{"annex.pidlock": "true"})
+    with pytest.raises(NotLocked, match="pidlock"):
+        bare.open().lockcontent(KEY)
