@@ -38,8 +38,8 @@ def main() -> int:
         from annexshell.cli import main as run_program
 
         return run_program()
-    process.prepare()
     try:
+        process.prepare()
         return run_wire_command(words)
     except Exception as reason:
         return explain(reason)
