@@ -75,7 +75,7 @@ def parse(line: bytes) -> Message:
     """The message that a line, without its LF, is. Raises Unparsable."""
     if line.endswith(b"\r"):
         line = line[:-1]
-    word, _, rest = _cut(line)
+    word, rest = _cut(line)
     cls = _BY_WORD.get(word)
     if cls is None:
         raise Unparsable("unknown command word")
@@ -86,9 +86,7 @@ def parse(line: bytes) -> Message:
         return _built(cls, [])
     values = []
     for _, codec in fields[:-1]:
-        token, separated, rest = _cut(rest)
-        if not separated:
-            raise Unparsable("missing parameters")
+        token, rest = _cut(rest)
         values.append(codec.read(token))
     values.append(fields[-1][1].read(rest))
     return _built(cls, values)
@@ -99,15 +97,15 @@ def _built(cls: Any, values: list[Any]) -> Message:
     return message
 
 
-def _cut(data: bytes) -> tuple[bytes, bool, bytes]:
-    """What is before the first white space, whether there is any, and what follows that one byte.
+def _cut(data: bytes) -> tuple[bytes, bytes]:
+    """What is before the first white space and what follows that one byte; missing parameters are empty ones.
 
     White space is ASCII's, byte by byte: clients send other spaces, raw, inside file names (spec: protocol R1).
     """
     if not data or data[:1].isspace():
-        return b"", bool(data), data[1:]
+        return b"", data[1:]
     token = data.split(None, 1)[0]
-    return token, len(token) < len(data), data[len(token) + 1 :]
+    return token, data[len(token) + 1 :]
 
 
 # How parameters are written and read.
