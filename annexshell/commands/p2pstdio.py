@@ -29,7 +29,9 @@ def run(repo: GitRepository, client_uuid: bytes, access: Access) -> int:
     with Termination() as termination:
         repository = LocalRepository(repo, UUID(client_uuid))
         try:
-            Server(repository, Connection(0, 1, termination), access, GitServices(repo.path)).run()
+            # CONNECT must not give what GIT_ANNEX_SHELL_LIMITED takes away.
+            connect = None if os.environ.get("GIT_ANNEX_SHELL_LIMITED") else GitServices(repo.path)
+            Server(repository, Connection(0, 1, termination), access, connect).run()
         except Terminated:
             log.debug("ended by a signal")
         except BrokenPipeError:

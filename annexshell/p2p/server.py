@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from annexshell import log, relay
 from annexshell.access import REMOVAL_DENIED, WRITE_DENIED
-from annexshell.errors import AnnexshellError, Hangup, NotLocked, NotPresent, ProtocolError, TransferRefused
+from annexshell.errors import AnnexshellError, Hangup, NotLocked, NotPresent, ProtocolError
 from annexshell.p2p import messages as m
 from annexshell.p2p.versions import HIGHEST, VERSIONS, negotiated
 from annexshell.repository import AlreadyHave
@@ -176,8 +176,13 @@ class Server:
     def _get(self, request: m.Get) -> None:
         try:
             content = self._repository.get(request.key, request.offset, request.file)
-        except (NotPresent, TransferRefused) as reason:
+        except NotPresent as reason:
             log.debug(f"GET {request.key}: {reason}")
+            content = None
+        except (AnnexshellError, OSError) as reason:
+            log.warn(f"cannot send {request.key}: {_explain(reason)}")
+            content = None
+        if content is None:
             self._connection.send(m.Data(0), *(_INVALID if self.rules.validity else ()))
             self._receive_acknowledgement()
             return
@@ -245,6 +250,8 @@ class Server:
         except Hangup:
             self._connection.send(_FAILURE)
             raise
+        except ProtocolError:
+            raise  # there is no telling where the next message begins
         except (AnnexshellError, OSError) as reason:
             log.warn(f"cannot store {key}: {_explain(reason)}")
             # The client reads nothing before it has sent all of it.

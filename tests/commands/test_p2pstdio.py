@@ -66,3 +66,16 @@ def test_a_clients_uuid_names_no_file_elsewhere(client: str, shell: Shell, repo:
     # Of the uuid only what a uuid is made of counts; if that is nothing, there are no such files.
     assert bool(found) == any(letter.isascii() and (letter.isalnum() or letter == "-") for letter in client)
     assert not (shell.home / "etc").exists()
+
+
+@pytest.mark.parametrize(("limited", "said", "status"), [("", b"CONNECTDONE 5\n" * 2, 0), ("1", b"", 1)])
+def test_connect_does_not_give_what_limited_takes_away(
+    limited: str, said: bytes, status: int, shell: Shell, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_ANNEX_SHELL_LIMITED", limited)
+    with start(shell, "repo", "x") as child:
+        heard, _ = child.communicate(b"CONNECT git-receive-pack\nCONNECTDONE 5\n")
+    assert heard.endswith(said)
+    assert heard.startswith(b"AUTH-SUCCESS")
+    assert (b"CONNECTDONE" in heard) == bool(said)
+    assert child.returncode == status

@@ -53,6 +53,7 @@ class MemoryRepository(Repository):
         return 1000
 
     def get(self, key, offset, file):
+        self._maybe_fail("get")
         if key not in self.contents:
             raise NotPresent("absent")
         self.events.append(("get", offset, file))

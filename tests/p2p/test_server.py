@@ -176,6 +176,20 @@ def converse_large(served, said):
         return talk.finish(), talk.error
 
 
+def test_an_overlong_line_in_place_of_the_validity_ends_the_session():
+    heard, error = converse(repository(), b"VERSION 1\nPUT  %s\nDATA 3\nabc" % A + b"x" * 40000 + b"\nGETTIMESTAMP\n")
+    assert heard == b"VERSION 1\nPUT-FROM 0\n"
+    assert isinstance(error, ProtocolError)
+
+
+@pytest.mark.parametrize("error", [RepositoryError("database is locked"), OSError(13, "Permission denied")])
+def test_content_that_cannot_be_sent_is_not_available(error):
+    served = repository()
+    served.fail["get"] = error
+    said = b"VERSION 1\nGET 0  %s\nFAILURE\nGETTIMESTAMP\n" % K
+    assert converse(served, said) == (b"VERSION 1\nDATA 0\nINVALID\nTIMESTAMP 1000\n", None)
+
+
 def test_what_refuses_a_put_is_told_before_anything_is_sent():
     served = repository()
     served.fail["put"] = TransferRefused("transfer already in progress")
