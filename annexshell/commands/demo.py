@@ -83,7 +83,8 @@ class Server:
         self.log = log
         # The child finds this very package, installed or not.
         package = Path(__file__).parents[2]
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(package), *sys.path[1:]))}
+        path = os.pathsep.join((str(package), *sys.path[1:]))
+        self.environment = {**_unrestricted_environment(), "PYTHONPATH": path}
 
     def argv(self, command: str) -> list[str]:
         return [sys.executable, "-m", "annexshell", "-c", command]
@@ -120,6 +121,11 @@ class Server:
             yield P2PRepository(Connection(process.stdout.fileno(), process.stdin.fileno()), UUID(uuid.encode()))
         if process.returncode != 0:
             raise AnnexshellError(f"the server ended with exit status {process.returncode}")
+
+
+def _unrestricted_environment() -> dict[str, str]:
+    """The environment without what would make our server refuse the demo."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_ANNEX_SHELL_")}
 
 
 class Pattern(Source):
@@ -199,7 +205,7 @@ def _demonstrate(directory: Path, size: int, report: Report, console: Console) -
     git_annex = shutil.which("git-annex")
     if git_annex is not None:
         with report.step("real git-annex: clone, copy, drop, get", "content is the same") as answer:
-            client = GitAnnexClient(directory, server.argv('"$last"'), git_annex)
+            client = GitAnnexClient(directory, server.environment, server.argv('"$last"'), git_annex)
             answer(client.round_trip(repository))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sh
@@ -20,20 +19,21 @@ exec {command}
 class GitAnnexClient:
     """A clone of the server's repository, and git-annex working in it."""
 
-    def __init__(self, directory: Path, server: Sequence[str], git_annex: str) -> None:
-        """SERVER is the forced command, with ``"$last"`` in it where the client's command goes."""
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str], server: Sequence[str], git_annex: str
+    ) -> None:
+        """SERVER is the forced command, with ``"$last"`` where the client's command goes; it runs in ENVIRONMENT."""
         self.clone = directory / "clone"
         programs = directory / "bin"
         programs.mkdir()
         ssh = programs / "ssh"
         command = " ".join(word if word == '"$last"' else shlex.quote(word) for word in server)
-        package = shlex.quote(os.pathsep.join((str(Path(__file__).parents[2]), *sys.path[1:])))
-        ssh.write_text(_SSH.format(command=f"env PYTHONPATH={package} {command}"))
+        ssh.write_text(_SSH.format(command=command))
         ssh.chmod(0o755)
         home = directory / "home"
         home.mkdir()
         environment = {
-            **os.environ,
+            **environment,
             "HOME": str(home),
             "PATH": os.pathsep.join((str(programs), str(Path(git_annex).parent), os.environ["PATH"])),
             "GIT_AUTHOR_NAME": "demo",
