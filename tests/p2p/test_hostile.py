@@ -123,7 +123,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("key", NAMES)
     def test_stays_inside(self, key, session, repository):
-        for line in (b"CHECKPRESENT ", b"REMOVE ", b"LOCKCONTENT "):
+        for line in (b"CHECKPRESENT ", b"REMOVE ", b"REMOVE-BEFORE 0 ", b"LOCKCONTENT "):
             assert session.ask(line + key) in (b"SUCCESS", b"FAILURE", b"ERROR unknown command")
         reply = session.ask(b"PUT ../../f " + key)
         if reply == b"PUT-FROM 0":
