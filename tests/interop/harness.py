@@ -24,7 +24,8 @@ SOURCE_ROOT = Path(annexshell.__file__).parent.parent
 FOREIGN_VARIABLES = ("GIT_", "SSH_", "XDG_", "ANNEX", "LC_", "PYTHON")
 
 
-# What was said, in git-annex's --debug output.
+# Options to see what was said, and how it is shown. The server is not told of this debugging.
+DEBUG = ("--debug", "--debugfilter=P2P.IO")
 P2P_LINE = re.compile(r"P2P [<>] (.*)$", re.MULTILINE)
 
 
@@ -209,6 +210,10 @@ class Program:
         self.argv = list(argv)
         self.env = dict(env)
 
+    @property
+    def is_real(self) -> bool:
+        return Path(self.argv[0]).resolve().name == "git-annex"
+
     def forced_command(self, extra: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> str:
         """The command= of authorized_keys, for a sh: with EXTRA variables, run by PREFIX."""
         program = shlex.join([*prefix, *self.argv])
@@ -260,7 +265,12 @@ def real_program(home: Path, git_annex_path: Path) -> Program:
 
 
 class P2P:
-    """A conversation in the P2P protocol with a server process, line by line; used in a ``with``."""
+    """A conversation in the P2P protocol with a server process, line by line; used in a ``with``.
+
+    ``version`` is at least 1, so content is followed by VALID or INVALID.
+    """
+
+    version: int
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -272,7 +282,9 @@ class P2P:
     def __enter__(self) -> P2P:
         greeting = self.receive()
         assert greeting.startswith("AUTH-SUCCESS "), greeting
-        assert self.ask("VERSION 4").startswith("VERSION ")  # from 1 on, content is followed by VALID
+        answer = self.ask("VERSION 4")
+        assert answer.startswith("VERSION "), answer
+        self.version = int(answer.split()[1])
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.interop.harness import P2P_LINE, pseudorandom
+from tests.interop.harness import DEBUG, P2P_LINE, pseudorandom
 from tests.interop.sshservers import find_sshd
 
 # Without an sshd the one in Python has to do; it is tested everywhere.
@@ -45,7 +45,7 @@ def test_copy_sync_and_get_by_somebody_else(make_server, make_client, host, sshc
 
 @SERVERS
 def test_there_and_back(make_pair, bare, version):
-    server, client = make_pair(bare=bare, version=version)
+    server, client = make_pair(bare=bare, version=version, sshcaching="true")
     contents = {client.add(f"file{n}", content): content for n in range(12) if (content := b"content %d" % n)}
     client.commit()
 
@@ -69,9 +69,9 @@ def test_there_and_back(make_pair, bare, version):
     assert "failed" not in server.annex("fsck", "--all").said
 
 
-@SERVERS
-def test_sync_content_both_ways(make_server, make_client, bare, version):
-    server = make_server(bare=bare, version=version)
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "nonbare"])
+def test_sync_content_both_ways(make_server, make_client, bare):
+    server = make_server(bare=bare)
     one, two = make_client(server, "one"), make_client(server, "two")
     key = one.add("from one", b"one's")
     one.annex("sync", "--content")
@@ -99,7 +99,7 @@ def test_drop_with_the_last_other_copy_locked(make_server, make_client, bare, ve
     client.annex("copy", "--to=second", "file")
     client.annex("drop", "file")
 
-    dropped = client.annex("drop", "--from=origin", "file", "--debug", "--debugfilter=P2P.IO")
+    dropped = client.annex("drop", "--from=origin", "file", *DEBUG)
     assert f"LOCKCONTENT {key}" in dropped.err
     assert first.content(key) is None
     assert second.content(key) == b"precious"
@@ -153,6 +153,6 @@ def test_one_connection_serves_a_whole_command(make_pair):
     for n in range(5):
         client.add(f"file{n}", b"%d" % n)
     client.commit()
-    done = client.annex("copy", "--to=origin", "--debug", "--debugfilter=P2P.IO")
+    done = client.annex("copy", "--to=origin", *DEBUG)
     greetings = [line for line in P2P_LINE.findall(done.err) if "AUTH-SUCCESS" in line]
     assert greetings == [f"AUTH-SUCCESS {server.uuid}"]

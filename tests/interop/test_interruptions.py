@@ -4,79 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.interop.harness import P2P_LINE, Repo, Result, file_size, pseudorandom, running, wait_until
-
-MEBI = 1 << 20
-SIZE = 4 * MEBI
-CONTENT = pseudorandom(SIZE)
-ENOUGH = MEBI // 2
-
-# A client's rate that leaves time to break the transfer. What counts is how much has arrived, never how fast.
-SLOW = {"bwlimit": "1MB"}
-
-
-def processes(*words: str) -> list[tuple[int, str]]:
-    """The pid and command line of all processes that have all WORDS in their command line."""
-    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, check=True).stdout
-    found = []
-    for line in listing.decode(errors="replace").splitlines():
-        pid, _, args = line.strip().partition(" ")
-        if all(word in args for word in words) and int(pid) != os.getpid():
-            found.append((int(pid), args))
-    return found
-
-
-def server_processes(server: Repo) -> list[int]:
-    return [pid for pid, args in processes("p2pstdio", str(server.path)) if not is_ssh(args)]
-
-
-def is_ssh(args: str) -> bool:
-    return Path(args.split(" ", 1)[0]).name in {"ssh", "sh", "bash", "dash"}
-
-
-def cut_client(client: subprocess.Popen[bytes], server: Repo) -> None:
-    os.killpg(client.pid, signal.SIGKILL)
-    for pid, _ in processes("ssh", "p2pstdio", str(server.path), " -T "):
-        os.kill(pid, signal.SIGKILL)
-
-
-def cut_connection(client: subprocess.Popen[bytes], server: Repo) -> None:
-    # The client would go on by itself as long as a retry makes progress, so it has to go too.
-    for pid, args in processes("p2pstdio", str(server.path), " -T "):
-        if is_ssh(args):
-            os.kill(pid, signal.SIGKILL)
-    client.terminate()
-
-
-def cut_server(client: subprocess.Popen[bytes], server: Repo) -> None:
-    for pid in server_processes(server):
-        os.kill(pid, signal.SIGKILL)
-    client.terminate()
-
-
-def offsets(done: Result, word: str) -> list[int]:
-    """The numbers after WORD in what was said."""
-    return [int(line.split()[1]) for line in P2P_LINE.findall(done.err) if line.startswith(word + " ")]
-
-
-def make_slow_pair(make_pair, bare=True, host="rw"):
-    server, client = make_pair(bare=bare, host=host, sshcaching="false", retry="0", **SLOW)
-    key = client.add("big", CONTENT)
-    client.commit()
-    client.annex("info", "--fast")
-    return server, client, key
-
-
-def go_on(client: Repo, *args: str) -> Result:
-    """The same command again, at full speed."""
-    client.git("config", "--unset", "annex.bwlimit")
-    return client.annex(*args, "--debug", "--debugfilter=P2P.IO")
+from tests.interop.harness import DEBUG, file_size, running, wait_until
+from tests.interop.interrupting import (
+    CONTENT,
+    ENOUGH,
+    MEBI,
+    SIZE,
+    SLOW,
+    cut_client,
+    cut_connection,
+    cut_server,
+    go_on,
+    make_slow_pair,
+    offsets,
+    server_processes,
+)
 
 
 @pytest.mark.parametrize("cut", [cut_client, cut_connection, cut_server])
@@ -122,6 +68,29 @@ def test_get_from_the_server_is_resumed(make_pair, cut):
     assert not server.leftovers()
 
 
+def test_content_that_cannot_be_verified_is_never_pieced_together(make_server, make_client, tmp_path):
+    """An interrupted upload of a key without size and hash, and then somebody else's version of the same key."""
+    server = make_server()
+    key = "URL--http://example.com/changes"
+    versions = [CONTENT, bytes(reversed(CONTENT))]
+    clients = [make_client(server, name, retry="0") for name in ("one", "two")]
+    for client, version in zip(clients, versions, strict=True):
+        client.annex("fromkey", "--force", key, "file")
+        (tmp_path / "content").write_bytes(version)
+        client.annex("setkey", key, tmp_path / "content")
+        client.annex("info", "--fast")
+    one, two = clients
+    one.config(**SLOW)
+    with running(one.start_annex("copy", "--to=origin", f"--key={key}")) as copying:
+        wait_until(lambda: file_size(server.temporary(key)) >= ENOUGH)
+        cut_client(copying, server)
+        copying.wait(60)
+    wait_until(lambda: not server_processes(server))
+    two.annex("copy", "--to=origin", f"--key={key}")
+    assert server.content(key) == versions[1]
+    assert not server.leftovers()
+
+
 def test_sender_whose_file_changes(make_pair):
     """What arrives is not what the key says, so it is neither stored nor kept for resuming."""
     server, client = make_pair()
@@ -155,7 +124,7 @@ def test_file_size_limit(make_pair):
     assert server.content(small) == b"small"
 
     client.git("remote", "set-url", "origin", f"ssh://rw{server.path}")
-    done = client.annex("copy", "--to=origin", "big", "--debug", "--debugfilter=P2P.IO")
+    done = client.annex("copy", "--to=origin", "big", *DEBUG)
     assert offsets(done, "PUT-FROM") == [kept]
     assert server.content(key) == CONTENT
     assert not server.leftovers()
@@ -175,59 +144,6 @@ def test_not_enough_space(make_pair):
     server.config(diskreserve="1 MB")
     client.annex("copy", "--to=origin", "file")
     assert server.content(key) == CONTENT[:50_000]
-
-
-def test_disk_full_in_the_middle(make_pair, small_disk):
-    """Somebody else fills the disk while we receive."""
-    server, client, key = make_slow_pair(make_pair)
-    with small_disk(server.git_dir / "annex", 8 * MEBI) as annex:
-        server.config(diskreserve="0")
-        filler = annex / "filler"
-        with running(client.start_annex("copy", "--to=origin", "big")) as copying:
-            wait_until(lambda: file_size(server.temporary(key)) >= ENOUGH)
-            with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(bytes(4096))
-            said = copying.communicate(timeout=120)[0]
-            assert copying.returncode == 1
-            assert b"failed" in said
-        wait_until(lambda: not server_processes(server))
-        kept = server.temporary(key).read_bytes()
-        assert ENOUGH <= len(kept) < SIZE
-        assert CONTENT.startswith(kept)
-        assert not list((server.git_dir / "annex" / "objects").rglob("SHA256E*"))
-        assert server.leftovers() == [server.temporary(key)]
-        filler.unlink()
-
-        done = go_on(client, "copy", "--to=origin", "big")
-        assert offsets(done, "PUT-FROM") == [len(kept)]
-        assert server.content(key) == CONTENT
-        assert not server.leftovers()
-        client.annex("sync", "--no-content")
-        assert server.locations(key) == {server.uuid, client.uuid}
-
-
-def test_disk_full_while_the_change_is_recorded(make_pair, small_disk):
-    """The repository's logs have no room: what is acknowledged must be what is recorded, and it works afterwards."""
-    server, client = make_pair(retry="0")
-    keys = [client.add(f"file{n}", b"%d" % n) for n in range(3)]
-    client.commit()
-    client.annex("copy", "--to=origin", "file0")
-    with small_disk(server.git_dir / "annex", 4 * MEBI) as annex:
-        server.config(diskreserve="0")
-        filler = annex / "filler"
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(bytes(512))
-        refused = client.annex("copy", "--to=origin", "file1", "file2", check=False)
-        assert refused.status == 1
-        assert server.content(keys[1]) is None
-        filler.unlink()
-        assert not server.leftovers() or {path.stat().st_size for path in server.leftovers()} <= {0, 1}
-        client.annex("copy", "--to=origin")
-        assert [server.content(key) for key in keys] == [b"0", b"1", b"2"]
-        client.annex("sync", "--no-content")
-        assert server.all_locations() == {key: {server.uuid, client.uuid} for key in keys}
 
 
 def test_client_that_is_stopped_for_a_while(make_pair):
