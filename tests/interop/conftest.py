@@ -18,7 +18,6 @@ import pytest
 from tests.interop.harness import Program, Repo, annexshell_program, environment, make_home, real_program, run
 from tests.interop.sshservers import AsyncSsh, ClientConfig, Sshd, find_sshd
 
-
 MOUNT = ("mount", "-t", "tmpfs")
 
 
