@@ -373,9 +373,8 @@ def test_broken_conversations_do_no_harm(programs, template, tmp_path, fuzz_exam
 
 # Conversations that once were answered differently.
 FOUND = [
-    Conversation(
-        b"VERSION 4\nPUT  " + KEYS["KN"] + b"\nDATA 10000\n" + NEW + b"FOO\nCHECKPRESENT " + KEYS["KN"] + b"\n"
-    ),
+    Conversation(b"AUTH\nAUTH x\n"),
+    Conversation(b"VERSION 4\nPUT  URL-s50--x\nDATA 3\nabcFOO\nERROR x\nCHECKPRESENT " + KEYS["KS"] + b"\n"),
 ]
 
 

@@ -84,13 +84,6 @@ class TestLines:
         assert session.exit_code() == 1
         assert repository.object(KN) is None
 
-    def test_a_line_without_end_takes_no_memory(self, session):
-        before = session.peak_memory()
-        session.send(b"CHECKPRESENT FOO--" + b"x" * (20 * MB))
-        assert session.read_all() == b""
-        assert session.exit_code() == 1
-        assert before < 80 * MB
-
     def test_many_lines_at_once(self, session):
         session.send((b"CHECKPRESENT " + KS + b"\nFOO\n") * 20000)
         for _ in range(20000):
