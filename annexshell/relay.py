@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from abc import ABC, abstractmethod
 
@@ -12,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_PIPE_SIZE = 1 << 18
 BUFFER_SIZE = 1 << 18  # large enough that system calls do not count, small enough to stay in the cache
 
 _NO_SENDFILE = (errno.EINVAL, errno.ENOSYS)
@@ -90,6 +92,17 @@ def to_callable(source: Source, length: int, consume: Callable[[memoryview], obj
             raise ShortSource(f"{length} bytes are missing")
         consume(buffer[:count])
         length -= count
+
+
+def widen_pipe(fd: int) -> None:
+    """Let a pipe, if FD is one, hold more than usual: fewer changes between its two processes, twice the throughput.
+
+    Not as much as possible, since all the pipes of a user have to share what the kernel allows him.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+    except (OSError, AttributeError):
+        pass  # it is something else, or the user has too many, or this is not Linux
 
 
 def write_all(fd: int, data: memoryview | bytes) -> None:

@@ -24,11 +24,11 @@ class Terminated(BaseException):
 class Termination:
     """Catches the signals for the length of a ``with`` block, and then lets the one that came have its effect."""
 
-    __slots__ = ("_before", "_waiting", "received")
+    __slots__ = ("_before", "received", "waiting")
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._waiting = False
+        self.waiting = False  # set while all that can happen is that the peer does something
         self._before: dict[int, object] = {}
 
     def read(self, fd: int, size: int) -> bytes:
@@ -37,7 +37,7 @@ class Termination:
         try:
             return os.read(fd, size)
         finally:
-            self._waiting = False
+            self.waiting = False
 
     def readinto(self, fd: int, view: memoryview) -> int:
         """os.readv() likewise."""
@@ -45,17 +45,17 @@ class Termination:
         try:
             return os.readv(fd, [view])
         finally:
-            self._waiting = False
+            self.waiting = False
 
     def _begin_waiting(self) -> None:
-        self._waiting = True
+        self.waiting = True
         if self.received is not None:
             raise Terminated
 
     def _handle(self, number: int, frame: object) -> None:
         self.received = number
         self._restore()  # a second signal does not wait for anything
-        if self._waiting:
+        if self.waiting:
             raise Terminated
 
     def _restore(self) -> None:

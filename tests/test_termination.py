@@ -93,3 +93,30 @@ def test_handlers_are_put_back():
     with Termination():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_peer_that_does_not_read_is_not_waited_for():
+    program = """
+import os
+from annexshell.p2p.wire import Connection
+from annexshell.relay import BytesSource
+from annexshell.termination import Terminated, Termination
+with Termination() as termination:
+    os.write(2, b"ready\\n")
+    try:
+        Connection(0, 1, termination).send_content(10_000_000, BytesSource(bytes(10_000_000)))
+    except Terminated:
+        os.write(2, b"cleaned up\\n")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        assert process.stderr.readline() == b"ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == b"cleaned up\n"
+        assert process.wait(10) == -signal.SIGTERM

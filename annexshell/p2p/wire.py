@@ -12,6 +12,7 @@ from annexshell.p2p.messages import MAX_LINE, Data, Message, encode, parse
 from annexshell.termination import Termination
 
 _READ_SIZE = 1 << 16
+_LARGE = 1 << 20  # content for which a wider pipe pays
 
 
 class LineTooLong(ProtocolError):
@@ -74,6 +75,8 @@ class Connection:
 
     def payload(self, length: int) -> Payload:
         """The LENGTH content bytes that come next."""
+        if length >= _LARGE:
+            relay.widen_pipe(self.read_fd)
         return Payload(self, length)
 
     def send(self, *messages: Message) -> None:
@@ -82,16 +85,30 @@ class Connection:
             for message in messages:
                 log.debug(f"P2P > {message!r}")
         data = b"".join(map(encode, messages)) if len(messages) != 1 else encode(messages[0])
-        relay.write_all(self.write_fd, data)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        # A peer that does not read is waited for like one that does not write.
+        self._termination.waiting = True
+        try:
+            relay.write_all(self.write_fd, data)
+        finally:
+            self._termination.waiting = False
 
     def send_content(self, length: int, source: relay.Source) -> None:
         """Send a DATA message and its bytes. Raises relay.ShortSource, after which the connection is unusable."""
+        if length >= _LARGE:
+            relay.widen_pipe(self.write_fd)
         self.send(Data(length))
-        relay.to_descriptor(source, length, self.write_fd)
+        self._termination.waiting = True
+        try:
+            relay.to_descriptor(source, length, self.write_fd)
+        finally:
+            self._termination.waiting = False
 
     def send_small_content(self, data: bytes, *then: Message) -> None:
         """The same for content in memory and the messages that follow, all in one write."""
-        relay.write_all(self.write_fd, b"".join((encode(Data(len(data))), data, *map(encode, then))))
+        self._write(b"".join((encode(Data(len(data))), data, *map(encode, then))))
 
 
 class Payload(relay.Source):

@@ -19,6 +19,7 @@ class Feed:
     """A connection whose input comes in the given pieces, each of its own read."""
 
     def __init__(self, *pieces: bytes) -> None:
+        self.waiting = False
         self.read_fd, write_fd = os.pipe()
         self.connection = Connection(self.read_fd, -1)
         self._pieces = list(pieces)
@@ -122,3 +123,17 @@ def test_content_goes_out_whole_through_a_pipe_that_is_read_slowly(tmp_path):
     reader.join()
     os.close(read_fd)
     assert bytes(got) == (b"DATA 299900\n" + content[100:]) * 2
+
+
+def test_a_pipe_holds_more_once_large_content_comes():
+    import fcntl
+
+    read_fd, write_fd = os.pipe()
+    connection = Connection(read_fd, write_fd)
+    connection.payload(1000)
+    before = fcntl.fcntl(read_fd, fcntl.F_GETPIPE_SZ)
+    connection.payload(10_000_000)
+    assert fcntl.fcntl(read_fd, fcntl.F_GETPIPE_SZ) > before
+    os.close(read_fd)
+    os.close(write_fd)
+    connection.payload(10_000_000)  # and what is no pipe any more is left alone
