@@ -178,9 +178,16 @@ class AsyncSsh:
         assert child.stdin and child.stdout and child.stderr
         # As sshd does: the child's stdin ends with the client's, the session ends with the child and its output.
         incoming = asyncio.ensure_future(pump(process.stdin, child.stdin))
-        await asyncio.gather(pump(child.stdout, process.stdout), pump(child.stderr, process.stderr))
+        outgoing = asyncio.gather(pump(child.stdout, process.stdout), pump(child.stderr, process.stderr))
+        closed = asyncio.ensure_future(process.wait_closed())
+        await asyncio.wait({outgoing, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not outgoing.done():  # the client is gone, and whoever waits for it to take something waits forever
+            outgoing.cancel()
+            child.stdin.close()
+            await asyncio.gather(child.stdout.read(), child.stderr.read())
         status = await child.wait()
         incoming.cancel()
+        closed.cancel()
         process.exit(status if status >= 0 else 128 - status)
 
     def stop(self) -> None:
