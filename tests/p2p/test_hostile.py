@@ -574,9 +574,9 @@ class TestMemory:
     SIZE = 300 * MB
     LIMIT = 40 * MB
 
-    @pytest.fixture(scope="class")
-    def large(self, tmp_path_factory):
-        """A file of the size, its key, and a chunk of which it consists."""
+    @pytest.fixture
+    def large(self):
+        """The key of a file of the size, and the chunk of which it consists."""
         chunk = random.Random(5).randbytes(MB)
         digest = hashlib.sha256()
         for _ in range(self.SIZE // MB):
