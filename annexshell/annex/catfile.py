@@ -90,10 +90,10 @@ class _Child:
 
     def __init__(self, repo: GitRepository) -> None:
         with process.Pipe() as requests, process.Pipe() as answers:
+            # Names are given in full, so there is nothing to look for in five other places each time.
+            argv = repo.git(b"-c", b"core.warnAmbiguousRefs=false", b"cat-file", b"--batch")
             try:
-                self._pid = process.spawn(
-                    repo.git(b"cat-file", b"--batch"), stdin=requests.read_fd, stdout=answers.write_fd
-                )
+                self._pid = process.spawn(argv, stdin=requests.read_fd, stdout=answers.write_fd)
             except OSError as reason:
                 raise RepositoryError(f"cannot run git: {reason.strerror}") from reason
             self._write_fd, requests.write_fd = requests.write_fd, -1
