@@ -22,6 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="how long real git-annex and annexshell work on one repository at once (default: 20)",
     )
+    parser.addoption(
+        "--fuzz", type=int, default=40, metavar="N", help="how many random conversations to hold (default: 40)"
+    )
+    parser.addoption(
+        "--server",
+        choices=("ours", "real"),
+        default=os.environ.get("ANNEXSHELL_TEST_SERVER", "ours"),
+        help="the server under test; git-annex-shell is what the tests themselves are tested with",
+    )
 
 
 def find_git_annex() -> Path:

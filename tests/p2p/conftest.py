@@ -18,15 +18,9 @@ CONTENTS = {name: make_content(spec) for name, spec in VECTORS["contents"].items
 KEYS = {name: text.encode() for name, text in VECTORS["keys"].items()}
 
 
-def pytest_addoption(parser):
-    group = parser.getgroup("annexshell protocol tests")
-    group.addoption("--server", choices=("ours", "real"), help="the p2pstdio server under test")
-    group.addoption("--fuzz", type=int, help="how many random conversations to hold")
-
-
 @pytest.fixture(scope="session")
 def server_kind(request) -> str:
-    return request.config.getoption("server", None) or os.environ.get("ANNEXSHELL_TEST_SERVER", "ours")
+    return request.config.getoption("server")
 
 
 @pytest.fixture(scope="session")
@@ -75,4 +69,4 @@ def session(serve, repository):
 
 @pytest.fixture(scope="session")
 def fuzz_examples(request) -> int:
-    return request.config.getoption("fuzz", None) or int(os.environ.get("ANNEXSHELL_FUZZ", "40"))
+    return request.config.getoption("fuzz")

@@ -305,7 +305,7 @@ def difference(real: dict[str, object], ours: dict[str, object]) -> dict[str, tu
 
 def fuzz(examples: int, request: pytest.FixtureRequest):
     """The settings: failures are only made smaller, which takes minutes, when --fuzz asked for it."""
-    phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if request.config.getoption("fuzz", None) else ()))
+    phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if request.config.getoption("fuzz") > 40 else ()))
     return settings(
         max_examples=examples,
         phases=phases,
