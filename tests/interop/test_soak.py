@@ -18,6 +18,9 @@ import pytest
 
 from tests.interop.harness import Program, Repo
 
+# Real programs that speak less lose their own locks now and then, even when they are among themselves.
+MODERN = 3
+
 
 class Writers:
     """Threads that work until the time is up. The first failure stops all of them."""
@@ -88,7 +91,8 @@ def fight_for_locks(writers: Writers, program: Program, repo: Repo, keys: dict[s
                 key, content = source.choice(list(keys.items()))
                 if session.ask(f"LOCKCONTENT {key}") == "SUCCESS":
                     time.sleep(source.random() / 100)
-                    assert places[key].read_bytes() == content
+                    if session.version >= MODERN or not program.is_real:
+                        assert places[key].read_bytes() == content
                     session.send("UNLOCKCONTENT")
                 answer = session.ask(f"REMOVE {key}") if source.random() < 0.5 else session.put(key, content)
                 if program.is_real and answer in {"", "ERROR expected DATA"}:
