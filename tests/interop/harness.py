@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -273,8 +274,9 @@ class P2P:
     version: int
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self.stderr = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            argv, env=env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            argv, env=env, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
@@ -290,8 +292,7 @@ class P2P:
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.stdin, self.stdout, self.process.stderr):
-            assert stream is not None
+        for stream in (self.stdin, self.stdout, self.stderr):
             try:
                 stream.close()
             except BrokenPipeError:
@@ -306,7 +307,11 @@ class P2P:
         return self.stdout.readline().decode(errors="surrogateescape").removesuffix("\n")
 
     def ask(self, *lines: str) -> str:
-        self.send(*lines)
+        """The answer to LINES, "" where the server has hung up."""
+        try:
+            self.send(*lines)
+        except BrokenPipeError:
+            pass
         return self.receive()
 
     def put(self, key: str, content: bytes) -> str:
@@ -318,9 +323,15 @@ class P2P:
         try:
             self.send(f"DATA {len(rest)}")
             self.stdin.write(rest)
-            return self.ask("VALID")
         except BrokenPipeError:
-            return self.receive()
+            pass
+        return self.ask("VALID")
+
+    @property
+    def said(self) -> str:
+        """What went to stderr."""
+        self.stderr.seek(0)
+        return self.stderr.read().decode(errors="replace")
 
     def close(self) -> int:
         """Hang up; gives the exit status."""

@@ -76,7 +76,7 @@ def put_and_remove(writers: Writers, program: Program, repo: Repo, ledger: Ledge
                 key = key_for(content)
                 there = ledger.present.get(key, False)
                 answer = session.ask(f"REMOVE {key}") if there else session.put(key, content)
-                assert answer == "SUCCESS", f"{name}: {answer!r}"
+                assert answer == "SUCCESS", f"{name}: {answer!r} {session.said}"
                 ledger.present[key] = not there
             assert session.close() == 0
 
@@ -98,7 +98,7 @@ def fight_for_locks(writers: Writers, program: Program, repo: Repo, keys: dict[s
                 if program.is_real and answer in {"", "ERROR expected DATA"}:
                     break  # how the new one refuses, and the old one loses track
                 busy = answer.startswith("ERROR transfer already in progress")
-                assert busy or answer in {"SUCCESS", "FAILURE", "ALREADY-HAVE"}, f"{name}: {answer}"
+                assert busy or answer in {"SUCCESS", "FAILURE", "ALREADY-HAVE"}, f"{name}: {answer!r} {session.said}"
 
 
 def add_and_sync_locally(writers: Writers, repo: Repo, ledger: Ledger) -> None:
@@ -162,5 +162,12 @@ def test_nothing_acknowledged_is_lost(make_server, make_client, server, real_she
         expected = {repo.uuid} if there else set()
         expected |= {client.uuid for client in clients if held[client.uuid].get(key)}
         assert locations.get(key, set()) == expected, key
+    # Who unlocks while others hold the lock may leave its retention time behind; the next one tidies up.
+    with server.p2p(repo) as session:
+        for key, content in shared.items():
+            assert session.put(key, content) in {"SUCCESS", "ALREADY-HAVE"}
+            assert session.ask(f"LOCKCONTENT {key}") == "SUCCESS"
+            session.send("UNLOCKCONTENT")
+        assert session.close() == 0
     assert not repo.leftovers()
     repo.git("fsck", "--no-dangling")
