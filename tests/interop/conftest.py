@@ -1,6 +1,6 @@
 """The world of the interop tests: clients with a home of their own, ssh servers, repositories behind them.
 
-ANNEXSHELL_TEST_SERVER=real has the real git-annex-shell serve, to tell a wrong test from a wrong program.
+``--server=real`` has the real git-annex-shell serve, to tell a wrong test from a wrong program.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def real_shell(server_home: Path, git_annex_path: Path) -> Program:
 
 
 @pytest.fixture(scope="session")
-def server(server_home: Path, git_annex_path: Path, real_shell: Program) -> Program:
+def server(server_home: Path, git_annex_path: Path, real_shell: Program, pytestconfig: pytest.Config) -> Program:
     """The program under test."""
-    chosen = os.environ.get("ANNEXSHELL_TEST_SERVER", "annexshell")
-    return {"annexshell": annexshell_program(server_home, git_annex_path), "real": real_shell}[chosen]
+    if pytestconfig.getoption("--server") == "real":
+        return real_shell
+    return annexshell_program(server_home, git_annex_path)
 
 
 @pytest.fixture(scope="session")
