@@ -24,12 +24,24 @@ if TYPE_CHECKING:
 class Branch:
     """The git-annex branch of one repository. May be used by several threads. Close it when done."""
 
-    __slots__ = ("_cat_file", "_exists", "_permissions", "_private", "_private_source", "_repo", "journal")
+    __slots__ = (
+        "_cat_file",
+        "_exists",
+        "_permissions",
+        "_private",
+        "_private_source",
+        "_repo",
+        "_tip",
+        "_tree",
+        "journal",
+    )
 
     def __init__(self, repo: GitRepository, permissions: Permissions) -> None:
         self._repo = repo
         self._permissions = permissions
         self._cat_file = CatFile(repo)
+        self._tip: bytes | None = None
+        self._tree = b""  # of that tip
         self._exists = False  # once seen, the branch is there to stay
         self._private: frozenset[bytes] = frozenset()
         self._private_source: Config | None = None
@@ -46,6 +58,12 @@ class Branch:
         if private is not None:
             return _join(public or b"", self._committed(path), private)
         return self._committed(path) if public is None else public
+
+    def expect_change(self, path: bytes) -> None:
+        """A change of this file is likely to come: have git look it up meanwhile."""
+        name = self._name(path)
+        if not name.startswith(branchref.BRANCH):
+            self._cat_file.expect(name)
 
     def change(self, path: bytes, function: Callable[[bytes], bytes | None], regarding: UUID) -> None:
         """Replace a file by what FUNCTION makes of its content; None leaves it as it is.
@@ -107,7 +125,7 @@ class Branch:
         return committed if journaled is None else _join(journaled, committed)
 
     def _committed(self, path: bytes) -> bytes:
-        found = self._cat_file.get(branchref.BRANCH + b":" + path)
+        found = self._cat_file.get(self._name(path))
         if found is None and not self._exists:
             if branchref.tip(self._cat_file) is not None:
                 self._exists = True
@@ -115,6 +133,22 @@ class Branch:
                 # It will be created from this as soon as something is written.
                 found = self._cat_file.get(branchref.ORIGIN + b":" + path)
         return found.content if found is not None and found.kind == b"blob" else b""
+
+    def _name(self, path: bytes) -> bytes:
+        """What git finds the branch's version of a file by.
+
+        By the tree's id if we can, which takes git half as long; and what it found then is not out of date as long as
+        the tip is the same.
+        """
+        tip = branchref.loose_tip(self._repo)
+        if tip is None:
+            return branchref.BRANCH + b":" + path
+        if tip != self._tip:
+            tree = self._cat_file.get(tip + b"^{tree}")
+            if tree is None:
+                return branchref.BRANCH + b":" + path
+            self._tip, self._tree = tip, tree.id
+        return self._tree + b":" + path
 
     def _private_uuids(self) -> frozenset[bytes]:
         config = self._repo.config

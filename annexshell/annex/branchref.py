@@ -34,6 +34,20 @@ def tip(cat_file: CatFile, ref: bytes = BRANCH) -> bytes | None:
     return found.id
 
 
+def loose_tip(repo: GitRepository) -> bytes | None:
+    """The commit that the branch points to, as far as its file tells; None when git has to be asked."""
+    try:
+        fd = os.open(repo.commondir + b"/" + BRANCH, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None  # packed, in a reftable, or not there
+    try:
+        content = os.read(fd, 256)
+    finally:
+        os.close(fd)
+    id = content.rstrip(b"\n")
+    return id if git.is_object_id(id) else None
+
+
 def ensure_exists(repo: GitRepository, cat_file: CatFile) -> bytes:
     """The commit that the branch points to, the branch being created if needed; from origin's if that exists."""
     found = tip(cat_file)

@@ -35,12 +35,30 @@ class GitObject:
 class CatFile:
     """``git cat-file --batch``, started when it is first needed. May be used by several threads."""
 
-    __slots__ = ("_child", "_mutex", "_repo")
+    __slots__ = ("_child", "_expected", "_mutex", "_repo")
 
     def __init__(self, repo: GitRepository) -> None:
         self._repo = repo
         self._mutex = _thread.allocate_lock()
         self._child: _Child | None = None
+        self._expected: bytes | None = None  # the name that was asked for and whose answer was not read yet
+
+    def expect(self, name: bytes) -> None:
+        """Have git look up NAME while we do other things; the next :meth:`get` of the same name has the answer.
+
+        The name has to be of something that never changes, such as ``TREE:path``.
+        """
+        if b"\n" in name or name.endswith(b"\r"):
+            return
+        with self._mutex:
+            try:
+                if self._child is None:
+                    self._child = _Child(self._repo)
+                if self._expected is None:
+                    self._child.ask(name)
+                    self._expected = name
+            except (RepositoryError, OSError):
+                self._stop()  # get() will say what is wrong
 
     def get(self, name: bytes) -> GitObject | None:
         """The object of that name, ``REF:path`` for example; None if there is none. Raises RepositoryError."""
@@ -50,7 +68,7 @@ class CatFile:
             # A child that had been killed is found out by asking it; a new one is asked once.
             if self._child is not None:
                 try:
-                    return self._child.get(name)
+                    return self._get(self._child, name)
                 except (RepositoryError, OSError):
                     self._stop()
                 except BaseException:
@@ -58,13 +76,22 @@ class CatFile:
                     raise
             self._child = _Child(self._repo)
             try:
-                return self._child.get(name)
+                return self._get(self._child, name)
             except OSError as reason:
                 self._stop()
                 raise RepositoryError(f"git cat-file: {reason.strerror}") from reason
             except BaseException:
                 self._stop()
                 raise
+
+    def _get(self, child: _Child, name: bytes) -> GitObject | None:
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            found = child.answer(expected)
+            if expected == name:
+                return found
+        child.ask(name)
+        return child.answer(name)
 
     def _get_odd(self, name: bytes) -> GitObject | None:
         # The batch interface is made of lines.
@@ -80,6 +107,7 @@ class CatFile:
             self._stop()
 
     def _stop(self) -> None:
+        self._expected = None
         if self._child is not None:
             child, self._child = self._child, None
             child.close()
@@ -100,10 +128,12 @@ class _Child:
             self._read_fd, answers.read_fd = answers.read_fd, -1
         self._buffer = b""
 
-    def get(self, name: bytes) -> GitObject | None:
+    def ask(self, name: bytes) -> None:
         request = memoryview(name + b"\n")
         while request:
             request = request[os.write(self._write_fd, request) :]
+
+    def answer(self, name: bytes) -> GitObject | None:
         header = self._read_line()
         if header == name + b" missing":
             return None

@@ -12,7 +12,7 @@ import os
 from annexshell import log, relay
 from annexshell.annex import journal
 from annexshell.annex.diskspace import require_space
-from annexshell.annex.logs.location import set_presence
+from annexshell.annex.logs.location import expect_presence, set_presence
 from annexshell.annex.verify import hasher, size_matches
 from annexshell.errors import RepositoryError, TransferRefused
 from annexshell.repository import Outcome, Upload
@@ -56,6 +56,7 @@ class LocalUpload(Upload):
                 raise TransferRefused("the repository is not writable: cannot take the transfer lock")
             self.offset = self._resumable_size()
             require_space(repository.repo, key, already=self.offset, transfers=repository.transfers)
+            expect_presence(repository.branch, key)
         except BaseException:
             self._transfer.cancel()
             raise

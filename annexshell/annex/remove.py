@@ -6,7 +6,7 @@ import os
 
 from annexshell import log
 from annexshell.annex import hooks, journal
-from annexshell.annex.logs.location import set_presence
+from annexshell.annex.logs.location import expect_presence, set_presence
 from annexshell.errors import NotPresent, RepositoryError
 from annexshell.repository import Outcome
 
@@ -26,6 +26,7 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
     journal.refuse_pidlock(repo)
     if repo.config.get(b"annex.trashbin"):
         raise RepositoryError("annex.trashbin is set, which annexshell does not support; nothing was removed")
+    expect_presence(repository.branch, key)
     try:
         lock = repository.locks.lock_for_removal(key)
     except NotPresent:

@@ -237,3 +237,28 @@ print([name for name in {heavy} if name in sys.modules and name not in before])
     command = [sys.executable, "-S", "-c", code]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_push_between_expecting_a_change_and_making_it_counts(annex, packed):
+    annex.push({LOG: line(1, 1, THERE)})
+    if packed:
+        annex.git("pack-refs", "--all")
+    with annex.open() as branch:
+        branch.expect_change(LOG.encode())
+        annex.push({LOG: line(1, 1, THERE) + line(2, 1, b"elsewhere")})
+        location.set_presence(branch, KEY, HERE, True)
+        assert set(location.locations(branch, KEY)) == {HERE, THERE, b"elsewhere"}
+        branch.expect_change(LOG.encode())
+        assert branch.commit()
+        branch.expect_change(LOG.encode())
+        assert len(location.locations(branch, KEY)) == 3
+        location.set_presence(branch, KEY, HERE, False)
+    assert annex.tree()[LOG].count(b" 1 ") == 3
+
+
+def test_expecting_a_change_of_a_branch_that_does_not_exist(annex):
+    with annex.open() as branch:
+        branch.expect_change(LOG.encode())
+        location.set_presence(branch, KEY, HERE, True)
+        assert location.locations(branch, KEY) == [HERE]

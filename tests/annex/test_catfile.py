@@ -157,3 +157,37 @@ def test_it_recovers_once_git_does(cat_file, stub, monkeypatch):
         cat_file.get(name("uuid.log"))
     monkeypatch.setenv("PATH", path)
     assert cat_file.get(name("uuid.log")).content == b"a\n"
+
+
+def in_tree(annex, path: str) -> bytes:
+    return f"{annex.git('rev-parse', REF + '^{tree}')}:{path}".encode()
+
+
+def test_what_was_expected_is_there_and_anything_else_too(annex, cat_file):
+    annex.push({"one": b"1\n", "two": b"2\n" * 100_000})
+    one, two = in_tree(annex, "one"), in_tree(annex, "two")
+    for expected in (one, two, in_tree(annex, "missing"), b"odd\nname"):
+        for asked, content in ((one, b"1\n"), (two, b"2\n" * 100_000), (in_tree(annex, "missing"), None)):
+            cat_file.expect(expected)
+            cat_file.expect(two)  # one at a time is enough
+            found = cat_file.get(asked)
+            assert (found and found.content) == content
+
+
+def test_a_child_killed_after_it_was_asked_is_replaced(annex, cat_file):
+    name = in_tree(annex, "uuid.log")
+    cat_file.expect(name)
+    os.kill(cat_file._child._pid, signal.SIGKILL)
+    assert cat_file.get(name).content == b"a\n"
+    cat_file.expect(name)
+    cat_file.close()
+    assert cat_file.get(name).content == b"a\n"
+
+
+def test_expecting_with_a_git_that_is_not_well_leaves_the_complaint_to_get(annex, stub):
+    stub("exit 1")
+    cat_file = CatFile(GitRepository(os.fsencode(annex.path)))
+    cat_file.expect(b"x:y")
+    with pytest.raises(RepositoryError):
+        cat_file.get(b"x:y")
+    cat_file.close()

@@ -58,6 +58,11 @@ def with_status(content: bytes, uuid: bytes, status: bytes, candidate: int) -> b
     )
 
 
+def expect_presence(branch: Branch, key: Key) -> None:
+    """:func:`set_presence` is likely to come."""
+    branch.expect_change(branch.key_log(key))
+
+
 def set_presence(branch: Branch, key: Key, uuid: UUID, is_present: bool) -> None:
     """Record in the journal whether the repository UUID has the content of KEY. Raises RepositoryError, OSError."""
     status = PRESENT if is_present else MISSING
