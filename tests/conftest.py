@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def find_git_annex() -> Path:
-    """The git-annex program: ANNEXSHELL_TEST_GIT_ANNEX, else that of the PyPI package git-annex, else the one in PATH."""
+    """The git-annex program: ANNEXSHELL_TEST_GIT_ANNEX, else that of the PyPI package, else the one in PATH."""
     chosen = os.environ.get("ANNEXSHELL_TEST_GIT_ANNEX")
     if not chosen:
         spec = importlib.util.find_spec("git_annex")
