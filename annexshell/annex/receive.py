@@ -12,7 +12,6 @@ import os
 from annexshell import log, relay
 from annexshell.annex import journal
 from annexshell.annex.diskspace import require_space
-from annexshell.annex.logs.location import expect_presence, set_presence
 from annexshell.annex.verify import hasher, size_matches
 from annexshell.errors import RepositoryError, TransferRefused
 from annexshell.repository import Outcome, Upload
@@ -56,7 +55,7 @@ class LocalUpload(Upload):
                 raise TransferRefused("the repository is not writable: cannot take the transfer lock")
             self.offset = self._resumable_size()
             require_space(repository.repo, key, already=self.offset, transfers=repository.transfers)
-            expect_presence(repository.branch, key)
+            repository.expect_recording(key)
         except BaseException:
             self._transfer.cancel()
             raise
@@ -127,7 +126,7 @@ class LocalUpload(Upload):
         return True
 
     def _log_presence(self) -> None:
-        set_presence(self._repository.branch, self._key, self._repository.uuid, True)
+        self._repository.record_presence(self._key)
         self._transfer.succeed()
 
     def check_stored(self) -> bool:

@@ -6,7 +6,6 @@ import os
 
 from annexshell import log
 from annexshell.annex import hooks, journal
-from annexshell.annex.logs.location import expect_presence, set_presence
 from annexshell.errors import NotPresent, RepositoryError
 from annexshell.repository import Outcome
 
@@ -26,7 +25,7 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
     journal.refuse_pidlock(repo)
     if repo.config.get(b"annex.trashbin"):
         raise RepositoryError("annex.trashbin is set, which annexshell does not support; nothing was removed")
-    expect_presence(repository.branch, key)
+    repository.expect_recording(key)
     try:
         lock = repository.locks.lock_for_removal(key)
     except NotPresent:
@@ -40,9 +39,9 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
         if repository.worktree is not None:
             repository.worktree.reset(key)
         repository.objects.prune(os.path.dirname(path))
-        # Still under the lock, so that nobody records the content's return before we record its going.
+        # Still under the lock: for others, content that can be locked has a log that is right.
         if journal.can_log(repo, key):
-            set_presence(repository.branch, key, repository.uuid, False)
+            repository.record_presence(key)
         else:
             log.warn(f"the name of {key} is too long to be recorded in the git-annex branch")
     return Outcome(True)

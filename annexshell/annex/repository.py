@@ -128,6 +128,16 @@ class LocalRepository(Repository):
             return path
         return None
 
+    def record_presence(self, key: Key) -> None:
+        """Record in the location log whether the content is there. Raises RepositoryError, OSError."""
+        from annexshell.annex.logs.location import record_presence
+
+        record_presence(self.branch, key, self.uuid, lambda: self.find(key) is not None)
+
+    def expect_recording(self, key: Key) -> None:
+        """:meth:`record_presence` is going to be called soon: get ready for it."""
+        self.branch.expect_change(self.branch.key_log(key))
+
     def lockcontent(self, key: Key) -> ContentLock:
         if self.repo.config.get_bool(b"annex.pidlock"):
             # git-annex would not look at the lock.

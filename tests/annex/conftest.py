@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.annex.branches import Annex
+from tests.annex.local import OPENED
 
 
 @pytest.fixture
@@ -30,3 +31,14 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def annex(tmp_path: Path, clean_environment: Path) -> Annex:
     """A repository that is set up for git-annex but has no git-annex branch yet."""
     return Annex(tmp_path / "repo")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    """Ends the processes of repositories that a test opened and, as a killed server would, did not close."""
+    yield
+    while OPENED:
+        repository = OPENED.pop()
+        for part in (repository._branch, repository._worktree, repository._verifier):
+            if part is not None:
+                part.close()

@@ -22,6 +22,9 @@ def sha256_key(data: bytes, variety: str = "SHA256E") -> Key:
     return Key(f"{variety}-s{len(data)}--{hashlib.sha256(data).hexdigest()}.dat".encode())
 
 
+OPENED: list[LocalRepository] = []  # for the fixture that ends what the tests leave open
+
+
 class Local:
     """A repository, and its path; ``config`` is applied before it is opened."""
 
@@ -38,7 +41,9 @@ class Local:
             subprocess.run(["git", "-C", self.path, "config", name, value], check=True)
 
     def open(self, client: UUID = CLIENT) -> LocalRepository:
-        return LocalRepository(GitRepository(os.fsencode(self.path)), client)
+        repository = LocalRepository(GitRepository(os.fsencode(self.path)), client)
+        OPENED.append(repository)
+        return repository
 
     def object(self, key: Key) -> Path:
         with_client = LocalRepository(GitRepository(os.fsencode(self.path)))

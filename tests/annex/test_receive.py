@@ -309,7 +309,7 @@ def test_a_full_disk_keeps_what_fits_and_shows_nothing(bare):
 
 def test_a_log_that_cannot_be_written_is_a_failure_although_the_content_stays(bare, monkeypatch):
     repository = bare.open()
-    monkeypatch.setattr(receive, "set_presence", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(type(repository), "record_presence", lambda *args: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
         put(repository, KEY, DATA)
     assert repository.checkpresent(KEY)
@@ -334,3 +334,40 @@ def test_without_a_transfer_lock_nothing_is_received(bare, monkeypatch):
     monkeypatch.setattr(transfers.Transfer, "is_locked", property(lambda self: False))
     with pytest.raises(TransferRefused, match="not writable"):
         bare.open().put(KEY, None)
+
+
+def test_content_removed_before_it_is_logged_is_not_logged_as_present(bare, monkeypatch):
+    store = receive.move_into_place
+    other = bare.open()
+
+    def store_and_lose(repository, key, path):
+        store(repository, key, path)
+        assert other.remove(key)
+
+    monkeypatch.setattr(receive, "move_into_place", store_and_lose)
+    put(bare.open(), KEY, DATA)
+    assert not bare.open().checkpresent(KEY)
+    assert bare.logged(KEY) in (None, "0")
+
+
+def test_content_stored_before_its_removal_is_logged_is_logged_as_present(bare):
+    repository, other = bare.open(), bare.open()
+    put(repository, KEY, DATA)
+    prune = repository.objects.prune
+    returned = []
+
+    def prune_and_return(directory):
+        prune(directory)
+        if not returned:
+            returned.append(directory)
+            assert put(other, KEY, DATA) is True
+
+    class Objects:
+        def __getattr__(self, name):
+            return prune_and_return if name == "prune" else getattr(other.objects, name)
+
+    repository.objects = Objects()
+    assert repository.remove(KEY)
+    assert returned
+    assert bare.object(KEY).read_bytes() == DATA
+    assert bare.logged(KEY) == "1"

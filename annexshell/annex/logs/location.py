@@ -11,6 +11,8 @@ from annexshell.uuid import UUID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from annexshell.annex.branch import Branch
     from annexshell.key import Key
 
@@ -58,15 +60,22 @@ def with_status(content: bytes, uuid: bytes, status: bytes, candidate: int) -> b
     )
 
 
-def expect_presence(branch: Branch, key: Key) -> None:
-    """:func:`set_presence` is likely to come."""
-    branch.expect_change(branch.key_log(key))
-
-
 def set_presence(branch: Branch, key: Key, uuid: UUID, is_present: bool) -> None:
     """Record in the journal whether the repository UUID has the content of KEY. Raises RepositoryError, OSError."""
-    status = PRESENT if is_present else MISSING
-    branch.change(branch.key_log(key), lambda content: with_status(content, uuid, status, clock.now()), uuid)
+    record_presence(branch, key, uuid, lambda: is_present)
+
+
+def record_presence(branch: Branch, key: Key, uuid: UUID, is_present: Callable[[], bool]) -> None:
+    """:func:`set_presence` of what is found while nobody else can change the log.
+
+    Content that comes and goes at the same moment has two recorders. Whichever is last finds what both have done,
+    where each telling its own deed would leave the log to chance.
+    """
+
+    def change(content: bytes) -> bytes | None:
+        return with_status(content, uuid, PRESENT if is_present() else MISSING, clock.now())
+
+    branch.change(branch.key_log(key), change, uuid)
 
 
 def locations(branch: Branch, key: Key) -> list[UUID]:
