@@ -6,12 +6,16 @@ on its way when send() returns, because the peer waits for it.
 
 from __future__ import annotations
 
+import os
+import select
+
 from annexshell import log, relay
 from annexshell.errors import Hangup, ProtocolError
 from annexshell.p2p.messages import MAX_LINE, Data, Message, encode, parse
 from annexshell.termination import Termination
 
 _READ_SIZE = 1 << 16
+_LOOKS = 40 if (os.cpu_count() or 1) > 1 else 0  # a few dozen microseconds
 _LARGE = 1 << 20  # content for which a wider pipe pays
 
 
@@ -22,12 +26,13 @@ class LineTooLong(ProtocolError):
 class Connection:
     """One end of a conversation. The descriptors are the caller's to close."""
 
-    __slots__ = ("_buffer", "_start", "_termination", "read_fd", "write_fd")
+    __slots__ = ("_buffer", "_poll", "_start", "_termination", "read_fd", "write_fd")
 
     def __init__(self, read_fd: int, write_fd: int, termination: Termination | None = None) -> None:
         """With TERMINATION, a signal interrupts waiting for the peer."""
         self._termination = termination or Termination()
         self.read_fd = read_fd
+        self._poll: select.poll | None = None
         self.write_fd = write_fd
         self._buffer = b""
         self._start = 0  # where the unread part of the buffer begins
@@ -43,6 +48,7 @@ class Connection:
         while end < 0:
             if len(self._buffer) - self._start >= MAX_LINE:
                 raise LineTooLong("the peer sent an overlong line")
+            self._expect_input()
             more = self._termination.read(self.read_fd, _READ_SIZE)
             if not more:
                 return None
@@ -57,6 +63,19 @@ class Connection:
         if log.debugging():
             log.debug(f"P2P < {line[:200]!r}")
         return line
+
+    def _expect_input(self) -> None:
+        """Stay awake for a moment, in which the peer often has its next request ready.
+
+        To be put to sleep and woken up again takes longer than most requests. With a single processor the peer could
+        not go on meanwhile.
+        """
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.read_fd, select.POLLIN)
+        for _ in range(_LOOKS):
+            if self._poll.poll(0):
+                return
 
     @property
     def has_read_ahead(self) -> bool:
