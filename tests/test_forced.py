@@ -162,3 +162,23 @@ def test_complains_about_wrong_options(words: str, complaint: str) -> None:
 
 def test_help_ends_the_options() -> None:
     assert parsed("configlist", "d", "--help", "--bogus").options().help
+
+
+CLIENT_COMMANDS = {row["remote_command"]: row for row in vectors.load("shell-client-commands")}
+
+
+@pytest.mark.parametrize("command", CLIENT_COMMANDS, ids=lambda command: command[:60])
+def test_what_real_clients_send_is_understood(command: str) -> None:
+    request = forced.parse([b"-c", command.encode()])
+    if not command.startswith("git-annex-shell "):
+        # For git-shell, or a name that the client's user made up.
+        assert isinstance(request, forced.PassThrough)
+        assert request.words == [command.encode()]
+        return
+    assert isinstance(request, forced.Request)
+    assert f"'{request.name.decode()}'" in command
+    options = request.options()
+    if request.name == b"p2pstdio":
+        assert (options.parameters, options.uuids) == ([b"CLIENTUUID"], [b"SERVERUUID"])
+    assert (b"autoinit" in request.fields) == ("autoinit=1" in command)
+    assert bool(options.debug) == ("'--debug'" in command)

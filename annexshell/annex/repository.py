@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from annexshell import log
 from annexshell.annex.contentlock import ContentLocks
 from annexshell.annex.objects import Objects
 from annexshell.annex.permissions import Permissions
@@ -42,6 +43,7 @@ class LocalRepository(Repository):
         self.objects = Objects(repo)
         self.locks = ContentLocks(repo, self.objects, self.permissions)
         self._thin = repo.config.get_bool(b"annex.thin")
+        self._recorded = False  # this session has changed a log
         self._branch: Branch | None = None
         self._verifier: Verifier | None = None
         self._transfers: Transfers | None = None
@@ -132,6 +134,7 @@ class LocalRepository(Repository):
         """Record in the location log whether the content is there. Raises RepositoryError, OSError."""
         from annexshell.annex.logs.location import record_presence
 
+        self._recorded = True
         record_presence(self.branch, key, self.uuid, lambda: self.find(key) is not None)
 
     def expect_recording(self, key: Key) -> None:
@@ -180,8 +183,15 @@ class LocalRepository(Repository):
         # The journal may have entries of others even if this session wrote none; then they are committed too.
         from annexshell.annex.journal import is_dirty
 
-        if is_dirty(self.repo):
+        if not is_dirty(self.repo):
+            return
+        try:
             self.branch.commit()
+        except (RepositoryError, OSError) as reason:
+            if self._recorded:
+                raise
+            # Somebody who may only read can do nothing about what others left, and need not hear of it.
+            log.debug(f"cannot commit what others left in the journal: {reason}")
 
 
 def clock() -> Timestamp:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from annexshell.errors import NotLocked
+from annexshell.errors import NotLocked, RepositoryError
 from annexshell.key import Key
 from tests.annex.local import Local, put, sha256_key
 
@@ -100,3 +100,15 @@ def test_a_lock_that_git_annex_would_not_see_is_not_given(bare):
     bare.config(**{"annex.pidlock": "true"})
     with pytest.raises(NotLocked, match="pidlock"):
         bare.open().lockcontent(KEY)
+
+
+def test_a_commit_that_fails_is_told_to_those_who_wrote_and_nobody_else(bare, monkeypatch):
+    def fail(self):
+        raise RepositoryError("cannot commit")
+
+    writer, reader = bare.open(), bare.open()
+    put(writer, KEY, DATA)
+    monkeypatch.setattr(type(writer.branch), "commit", fail)
+    with pytest.raises(RepositoryError):
+        writer.close()
+    reader.close()
