@@ -211,7 +211,10 @@ def move_into_place(repository: LocalRepository, key: Key, path: bytes) -> None:
         try:
             with permissions.thawed(directory):
                 _rename(path, destination)
-                permissions.freeze_object(destination)
+                try:
+                    permissions.freeze_object(destination)
+                except FileNotFoundError:
+                    pass  # it is visible since the rename, and somebody has removed it already
                 if repository.worktree is not None:
                     repository.worktree.populate(key, destination)
             return
