@@ -127,6 +127,19 @@ def test_started_by_the_name_git_annex_shell(make_pair, host):
     assert server.content(key) is None
 
 
+@pytest.mark.parametrize("host", ["rw", "login"])
+def test_started_by_the_name_that_the_client_configures(make_pair, host):
+    """As part of what a forced command is given, and found in PATH by an unrestricted login."""
+    server, client = make_pair(host=host)
+    client.git("config", "remote.origin.annex-shell", "annexshell")
+    key = client.add("file", b"content")
+    client.commit()
+    client.annex("copy", "--to=origin", "file")
+    assert server.content(key) == b"content"
+    client.annex("move", "--from=origin", "file")
+    assert server.content(key) is None
+
+
 def test_directories_below_the_home_of_the_login(make_server, make_client, server_home, tmp_path):
     """host:dir and ssh://host/~/dir, by way of a link in the home directory."""
     server = make_server()
