@@ -187,8 +187,9 @@ def small(load: Workload, which: str) -> float:
         session.say(b"SUCCESS\n")
 
     rates["get"] = rate(200, get)
-    # In a session of its own, as content is removed long after it came; by then its log is in the git-annex branch.
+    # Content is removed long after it came, when it is on the disk and its log in the git-annex branch.
     session.finish()
+    os.sync()
     session = load.session()
     rates["remove"] = rate(200, lambda n: session.ask(b"REMOVE %s\n" % contents[n][0], b"SUCCESS"))
     session.finish()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from annexshell.annex.config import Config, ConfigReader, file_signature
 from annexshell.errors import RepositoryError, TemporaryFailure
+from tests.leftovers import left_open
 
 
 def boolean(value: bytes | None, default: bool = False) -> bool:
@@ -99,11 +100,9 @@ def stub_git(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    before = set(os.listdir("/proc/self/fd"))
+    before = left_open()
     yield
-    assert set(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert left_open() <= before
 
 
 def read(repository: Path) -> Config:
