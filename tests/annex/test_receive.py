@@ -371,3 +371,17 @@ def test_content_stored_before_its_removal_is_logged_is_logged_as_present(bare):
     assert returned
     assert bare.object(KEY).read_bytes() == DATA
     assert bare.logged(KEY) == "1"
+
+
+@pytest.mark.parametrize(("data", "stored"), [(DATA, True), (WRONG, False)])
+def test_a_vurl_key_is_verified_by_the_keys_that_the_branch_has_for_it(bare, data, stored):
+    vurl = Key(b"VURL--http://example.com/file")
+    repository = bare.open()
+    branch = repository.branch
+    branch.change(branch.key_log(vurl, b".log.ek"), lambda _: b"1s 1 %s\n" % KEY.serialized, repository.uuid)
+    assert branch.commit()
+    assert put(repository, vurl, data) is stored
+    assert repository.checkpresent(vurl) is stored
+    bare.config(**{"annex.securehashesonly": "true"})
+    if not stored:
+        assert put(bare.open(), vurl, DATA) is True
