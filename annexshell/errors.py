@@ -64,9 +64,5 @@ class ContentLocked(NotLocked):
     """Somebody else holds a lock on the content, or its retention time has not passed."""
 
 
-class VerificationFailed(AnnexshellError):
-    """Received content is not what the key says."""
-
-
 class TransferRefused(AnnexshellError):
     """A transfer cannot start: already in progress, no space, or not allowed by annex.securehashesonly."""

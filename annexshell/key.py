@@ -119,10 +119,6 @@ class Key:
         first = bytes((c[1], c[0]))
         return first + b"/" + bytes((c[3], c[2])) if levels == 2 else first
 
-    @property
-    def is_chunk(self) -> bool:
-        return self.chunksize is not None or self.chunknum is not None
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Key) and self.serialized == other.serialized
 

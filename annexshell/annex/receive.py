@@ -100,7 +100,8 @@ class LocalUpload(Upload):
                 self._discard()
                 return Outcome(False)
         self._discard_work_directory()
-        return Outcome(self._store())
+        self._store()
+        return Outcome(True)
 
     def _is_verified(
         self, valid: bool | None, verify: bool, hashing: Hasher | None, size: int, *, resumed: bool
@@ -116,14 +117,13 @@ class LocalUpload(Upload):
             return hashing.matches()
         return self._repository.verifier.verify(self._key, self._path) is not False
 
-    def _store(self) -> bool:
+    def _store(self) -> None:
         repository, key = self._repository, self._key
         if repository.find(key) is not None:
             _unlink(self._path)  # somebody else stored it meanwhile
         else:
             move_into_place(repository, key, self._path)
         self._log_presence()
-        return True
 
     def _log_presence(self) -> None:
         self._repository.record_presence(self._key)
@@ -162,15 +162,18 @@ class _TempFile:
 
     def __init__(self, repository: LocalRepository, directory: bytes, path: bytes, offset: int) -> None:
         self._offset = offset
+        self.existed = offset > 0
         try:
             self.fd = _open(repository, directory, path)
-            size = os.fstat(self.fd).st_size
-            self.existed = size > 0 and offset > 0
-            if size > offset:
-                os.ftruncate(self.fd, offset)  # found not to be the start of this content; see _resumable_size
-            os.lseek(self.fd, offset, os.SEEK_SET)
         except OSError as reason:
             raise RepositoryError(f"cannot write to the repository: {reason.strerror}") from reason
+        try:
+            if self.size() > offset:
+                os.ftruncate(self.fd, offset)  # found not to be the start of this content; see _resumable_size
+            os.lseek(self.fd, offset, os.SEEK_SET)
+        except BaseException:
+            os.close(self.fd)
+            raise
 
     def read_prefix(self, hashing: Hasher) -> None:
         """Hash what an earlier attempt left."""

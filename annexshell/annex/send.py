@@ -26,9 +26,9 @@ class LocalContent(Content):
         """Raises NotPresent: it vanished, is no regular file, or is not the content that was recorded."""
         self._path = path
         self._transfer: Transfer | None = None
-        # Not waiting for a writer, should somebody have put a FIFO in the object's place.
+        # Neither waiting for a writer nor going elsewhere, should a FIFO or a link be in the object's place.
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as reason:
             raise NotPresent(f"cannot read the content of {key}: {reason.strerror}") from reason
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from annexshell import relay
 from annexshell.annex import backends
 from annexshell.annex.external_backend import ExternalBackends
 from annexshell.key import Key
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from annexshell.annex.backends import Hash
-
-_BUFFER_SIZE = 1 << 18
 
 
 class Hasher:
@@ -132,7 +131,7 @@ def _read_file(path: bytes, *consumers: Callable[[memoryview], object]) -> None:
     """Hand the file's content to all consumers."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        buffer = memoryview(bytearray(_BUFFER_SIZE))
+        buffer = memoryview(bytearray(relay.BUFFER_SIZE))
         while count := os.readv(fd, [buffer]):
             for consume in consumers:
                 consume(buffer[:count])

@@ -15,7 +15,9 @@ from annexshell.p2p.messages import MAX_LINE, Data, Message, encode, parse
 from annexshell.termination import Termination
 
 _READ_SIZE = 1 << 16
-_LOOKS = 40 if (os.cpu_count() or 1) > 1 else 0  # a few dozen microseconds
+# What this process may use, which is less than the machine has where it is confined to some.
+_PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_LOOKS = 40 if _PROCESSORS > 1 else 0  # a few dozen microseconds
 _LARGE = 1 << 20  # content for which a wider pipe pays
 
 
@@ -103,8 +105,7 @@ class Connection:
         if log.debugging():
             for message in messages:
                 log.debug(f"P2P > {message!r}")
-        data = b"".join(map(encode, messages)) if len(messages) != 1 else encode(messages[0])
-        self._write(data)
+        self._write(b"".join(map(encode, messages)))
 
     def _write(self, data: bytes) -> None:
         # A peer that does not read is waited for like one that does not write.

@@ -134,7 +134,7 @@ def as_unprivileged(action: Callable[[], Any]) -> Any:
             def denied(*arguments: object, **more: object) -> None:
                 raise PermissionError(1, "Operation not permitted")
 
-            os.chmod = denied  # type: ignore[assignment]
+            os.chmod = denied
             try:
                 result = (True, action())
             except Exception as error:

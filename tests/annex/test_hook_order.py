@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+# Here and not when they are needed, since the reader below may be unable to import them.
 from annexshell.annex import branch, contentlock, keysdb, receive, remove, send, transfers, worktree  # noqa: F401
 from tests.annex.local import Local, get, put, sha256_key
 

@@ -72,7 +72,7 @@ def test_modes(tmp_path: Path, row: dict[str, str | int | None]) -> None:
     found["objdir@unlock"] = mode(path.parent)
     transfer = disk.annexdir / "transfer"
     name = os.fsdecode(KEY.filename)
-    with opened.transfers.download(KEY, b"client", None):  # type: ignore[arg-type]
+    with opened.transfers.download(KEY, b"client", None):
         found |= {
             "transfer/": mode(transfer),
             "tinfo": mode(transfer / "download" / "client" / name),

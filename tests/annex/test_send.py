@@ -95,7 +95,11 @@ def test_insecure_keys_are_not_sent_when_only_secure_ones_may_be(local):
     assert get(repository, KEY) == (DATA, True)
 
 
-@pytest.mark.parametrize("make", [lambda p: os.mkfifo(p), lambda p: p.mkdir()], ids=["fifo", "directory"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: os.mkfifo(p), lambda p: p.mkdir(), lambda p: p.symlink_to("/etc/passwd")],
+    ids=["fifo", "directory", "link"],
+)
 def test_what_is_no_regular_file_is_not_content(local, make):
     key = sha256_key(b"odd")
     path = local.object(key)

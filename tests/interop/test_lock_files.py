@@ -33,7 +33,7 @@ class Ours:
         self.locks = ContentLocks(self.repo, self.objects, self.permissions)
         self.transfers = Transfers(self.repo, self.permissions)
 
-    def lock(self, key: Key):  # type: ignore[no-untyped-def]
+    def lock(self, key: Key):
         return self.locks.lock_shared(key, lambda: os.path.exists(self.objects.locate(key)))
 
     def remove(self, key: Key) -> None:
