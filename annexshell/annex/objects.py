@@ -47,6 +47,16 @@ class Objects:
         assert first is not None
         return first
 
+    def occupant(self, key: Key) -> tuple[int, int, int] | None:
+        """What tells the file in the place of the key's object from a later one; None if nothing is there."""
+        for path in self.candidates(key):
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue  # whoever wants to use it finds out why
+            return status.st_dev, status.st_ino, status.st_ctime_ns
+        return None
+
     def prune(self, object_directory: bytes) -> None:
         """Remove an object's directory and its hash directories as far as they are empty."""
         directory = object_directory

@@ -43,8 +43,6 @@ class LocalUpload(Upload):
         self._data_began = False
         repository.repo.refresh_config()
         journal.refuse_pidlock(repository.repo)
-        if any(map(os.path.lexists, repository.objects.candidates(key))):
-            raise TransferRefused("the repository has a modified version of the content in its place")
         if not journal.can_log(repository.repo, key):
             raise TransferRefused("the key's name is too long to be recorded in the git-annex branch")
         repository.refuse_insecure(key)

@@ -164,11 +164,17 @@ class LocalRepository(Repository):
         return LocalContent(self, key, path, offset, file)
 
     def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
-        if self.checkpresent(key):
-            return AlreadyHave()
         from annexshell.annex.receive import LocalUpload
 
-        return LocalUpload(self, key, file)
+        while True:
+            occupant = self.objects.occupant(key)
+            if self.checkpresent(key):
+                return AlreadyHave()
+            if occupant is None:
+                return LocalUpload(self, key, file)
+            # Another one may have stored or removed it between our looks; only what stays is in the way.
+            if self.objects.occupant(key) == occupant:
+                raise TransferRefused("the repository has a modified version of the content in its place")
 
     def close(self) -> None:
         """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""

@@ -56,6 +56,29 @@ def test_content_that_is_there_is_not_received_again(local):
     assert local.journal() == {}
 
 
+def test_content_that_comes_and_goes_meanwhile_is_no_modified_version(local, monkeypatch):
+    repository = local.open()
+    placed = local.place(KEY, DATA)
+    present = repository.checkpresent
+
+    def removed_meanwhile(key):
+        placed.unlink(missing_ok=True)
+        return present(key)
+
+    monkeypatch.setattr(repository, "checkpresent", removed_meanwhile)
+    assert put(repository, KEY, DATA) is True
+
+
+def test_what_is_not_the_content_stays_in_its_place(local):
+    repository = local.open()
+    place = local.object(KEY)
+    place.parent.mkdir(parents=True)
+    place.symlink_to("nowhere")
+    with pytest.raises(TransferRefused, match="modified version"):
+        repository.put(KEY, None)
+    assert place.is_symlink()
+
+
 # annex.verify, key, what the sender says, content -> stored?  (spec: objects §12.1)
 SIZED_WORM = Key(b"WORM-s1000-m1--f")
 UNSIZED = Key(b"URL--http://x/")
