@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _PIPE_SIZE = 1 << 18
 BUFFER_SIZE = 1 << 18  # large enough that system calls do not count, small enough to stay in the cache
 
-_NO_SENDFILE = (errno.EINVAL, errno.ENOSYS)
+_AT_ONCE = 1 << 30
+_UNSUITABLE = (errno.EINVAL, errno.ENOSYS)  # what sendfile() and splice() say of descriptors that they cannot serve
+_HAS_SPLICE = hasattr(os, "splice")
 
 
 class Source(ABC):
@@ -31,6 +33,13 @@ class Source(ABC):
 
         Only then may bytes go from the page cache to the reader without a copy: a copy-less pipe shows later writes
         to the file although its bytes were "sent" before.
+        """
+        return None
+
+    def splice(self, out: int, count: int) -> int | None:
+        """Let the kernel move up to COUNT bytes to the descriptor OUT, and say how many, 0 at the end.
+
+        None where it cannot, be it for now or at all: then :meth:`readinto` has to be used.
         """
         return None
 
@@ -69,18 +78,43 @@ class BytesSource(Source):
         return count
 
 
+def wait_for_nobody() -> None:
+    """For descriptors that block, and so never ask anybody to wait."""
+
+
 class ShortSource(Hangup):
     """A source ended before the length that was announced."""
 
 
-def to_descriptor(source: Source, length: int, out: int) -> None:
-    """Copy exactly LENGTH bytes to the descriptor OUT. Raises ShortSource, OSError."""
+def to_descriptor(source: Source, length: int, out: int, wait: Callable[[], None] = wait_for_nobody) -> None:
+    """Copy exactly LENGTH bytes to the descriptor OUT. Raises ShortSource, OSError.
+
+    WAIT returns when OUT, if it does not block, can take more.
+    """
     place = source.file()
-    sent = None if place is None else _sendfile(out, *place, length)
+    sent = None if place is None else _sendfile(out, *place, length, wait)
     if sent is None:
-        to_callable(source, length, lambda view: write_all(out, view))
+        _move(source, length, out, wait)
     elif sent < length:
         raise ShortSource("the file became shorter while it was sent")
+
+
+def _move(source: Source, length: int, out: int, wait: Callable[[], None]) -> None:
+    buffer: memoryview | None = None
+    while length:
+        try:
+            count = source.splice(out, length)
+        except BlockingIOError:
+            wait()
+            continue
+        if count is None:
+            if buffer is None:
+                buffer = memoryview(bytearray(min(length, BUFFER_SIZE)))
+            count = source.readinto(buffer[: min(length, len(buffer))])
+            write_all(out, buffer[:count], wait)
+        if count == 0:
+            raise ShortSource(f"{length} bytes are missing")
+        length -= count
 
 
 def to_callable(source: Source, length: int, consume: Callable[[memoryview], object]) -> None:
@@ -105,21 +139,39 @@ def widen_pipe(fd: int) -> None:
         pass  # it is something else, or the user has too many, or this is not Linux
 
 
-def write_all(fd: int, data: memoryview | bytes) -> None:
-    """os.write() until all of it is written."""
+def splice(fd: int, out: int, count: int) -> int | None:
+    """os.splice(); None where the kernel cannot move bytes between these two, or has no such call."""
+    if not _HAS_SPLICE:
+        return None
+    try:
+        return os.splice(fd, out, min(count, _AT_ONCE))
+    except OSError as reason:
+        if reason.errno in _UNSUITABLE:
+            return None
+        raise
+
+
+def write_all(fd: int, data: memoryview | bytes, wait: Callable[[], None] = wait_for_nobody) -> None:
+    """os.write() until all of it is written; WAIT as in :func:`to_descriptor`."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            wait()
 
 
-def _sendfile(out: int, fd: int, offset: int, length: int) -> int | None:
+def _sendfile(out: int, fd: int, offset: int, length: int, wait: Callable[[], None]) -> int | None:
     """How much was sent; None where the kernel cannot, as to a file that is appended to."""
     sent = 0
     while sent < length:
         try:
-            count = os.sendfile(out, fd, offset + sent, min(length - sent, 1 << 30))
+            count = os.sendfile(out, fd, offset + sent, min(length - sent, _AT_ONCE))
+        except BlockingIOError:
+            wait()
+            continue
         except OSError as reason:
-            if sent == 0 and reason.errno in _NO_SENDFILE:
+            if sent == 0 and reason.errno in _UNSUITABLE:
                 return None
             raise
         if count == 0:

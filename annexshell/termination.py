@@ -33,24 +33,32 @@ class Termination:
 
     def read(self, fd: int, size: int) -> bytes:
         """os.read() that a signal interrupts with Terminated."""
-        self._begin_waiting()
+        before = self.begin_waiting_for_input()
         try:
             return os.read(fd, size)
         finally:
-            self.waiting = False
+            self.waiting = before
 
     def readinto(self, fd: int, view: memoryview) -> int:
         """os.readv() likewise."""
-        self._begin_waiting()
+        before = self.begin_waiting_for_input()
         try:
             return os.readv(fd, [view])
         finally:
-            self.waiting = False
+            self.waiting = before
 
-    def _begin_waiting(self) -> None:
-        self.waiting = True
+    def begin_waiting(self) -> bool:
+        """From now on a signal interrupts with Terminated; gives what to set ``waiting`` back to."""
+        before, self.waiting = self.waiting, True
+        return before
+
+    def begin_waiting_for_input(self) -> bool:
+        """The same, and so does one that came before: what it interrupted was finished, the next is not begun."""
+        before = self.begin_waiting()
         if self.received is not None:
+            self.waiting = before
             raise Terminated
+        return before
 
     def _handle(self, number: int, frame: object) -> None:
         self.received = number

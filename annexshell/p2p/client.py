@@ -7,15 +7,8 @@ nobody sends the next request into the middle of the last one; only its owner ca
 from __future__ import annotations
 
 from annexshell import relay
-from annexshell.errors import (
-    Hangup,
-    NotLocked,
-    NotPresent,
-    PeerError,
-    ProtocolError,
-    RemoteUnavailable,
-    TransferRefused,
-)
+from annexshell.annex import backends
+from annexshell.errors import NotLocked, NotPresent, PeerError, ProtocolError, RemoteUnavailable, TransferRefused
 from annexshell.p2p import messages as m
 from annexshell.p2p.versions import HIGHEST, VERSIONS
 from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
@@ -38,30 +31,29 @@ class P2PRepository(Repository):
     def __init__(self, connection: Connection, expected: UUID | None = None, highest: int = HIGHEST) -> None:
         """Wait for the greeting and agree on a version, HIGHEST at the most.
 
-        Raises RemoteUnavailable when the peer is not what was expected, Hangup when it is gone.
+        Raises RemoteUnavailable when the peer is gone, or not what was expected.
         """
         self._connection = connection
         self.usable = True  # in step with the peer
         self.uuid = self._greeting()
         self.rules = VERSIONS[0]
-        if highest > 0:
-            self._negotiate(highest)
+        self._negotiate(highest)
         self.protocol_version = self.rules.number
         if expected is not None and self.uuid != expected:
             self.usable = False
             raise RemoteUnavailable(f"expected repository UUID {expected} but found UUID {self.uuid}")
 
     def _greeting(self) -> UUID:
-        line = self._connection.read_line()
+        line = self._read_line()
         if line is None:
-            raise Hangup("the connection was closed before the remote greeted")
+            raise RemoteUnavailable("the connection was closed before the remote greeted")
         try:
             greeting = m.parse(line)
         except m.Unparsable:
             greeting = None
         if not isinstance(greeting, m.AuthSuccess):
-            said = line[:100].decode("utf-8", "backslashreplace")
-            raise RemoteUnavailable(f"the remote did not speak the protocol; its first line was: {said!r}")
+            self.usable = False
+            raise RemoteUnavailable(f"the remote did not speak the protocol; its first line was: {_quoted(line)}")
         return greeting.uuid
 
     def _negotiate(self, highest: int) -> None:
@@ -83,29 +75,40 @@ class P2PRepository(Repository):
             self._connection.send(*messages)
         except OSError as reason:
             self.usable = False
-            raise Hangup(f"lost the connection to the remote: {reason.strerror}") from reason
-
-    def receive(self) -> m.Message:
-        """The next message. Raises PeerError for an ERROR, Hangup, ProtocolError."""
-        try:
-            message = self._connection.receive()
-        except m.Unparsable as reason:
-            self.usable = False
-            raise ProtocolError(f"the remote sent what is no message: {reason}") from reason
+            raise RemoteUnavailable(f"lost the connection to the remote: {reason.strerror}") from reason
         except BaseException:
             self.usable = False
             raise
-        if message is None:
+
+    def receive(self) -> m.Message:
+        """The next message. Raises PeerError for an ERROR, and RemoteUnavailable."""
+        line = self._read_line()
+        if line is None:
             self.usable = False
-            raise Hangup("lost the connection to the remote")
+            raise RemoteUnavailable("lost the connection to the remote")
+        try:
+            message = m.parse(line)
+        except m.Unparsable as reason:
+            self.usable = False
+            raise RemoteUnavailable(f"the remote sent what is no message: {_quoted(line)}") from reason
         if isinstance(message, m.Error):
             raise PeerError(message.text.decode("utf-8", "backslashreplace"))
         return message
 
-    def out_of_step(self, request: str, answer: m.Message) -> ProtocolError:
+    def _read_line(self) -> bytes | None:
+        try:
+            return self._connection.read_line()
+        except (OSError, ProtocolError) as reason:
+            self.usable = False
+            raise RemoteUnavailable(f"lost the connection to the remote: {reason}") from reason
+        except BaseException:
+            self.usable = False
+            raise
+
+    def out_of_step(self, request: str, answer: m.Message) -> RemoteUnavailable:
         """The connection is not usable any more, since ANSWER answers nothing that was asked."""
         self.usable = False
-        return ProtocolError(f"the remote answered {request} with {answer!r}")
+        return RemoteUnavailable(f"the remote answered {request} with {answer!r}")
 
     def ask(self, request: m.Message) -> m.Message:
         self.send(request)
@@ -114,7 +117,7 @@ class P2PRepository(Repository):
     def outcome(self, request: str, answer: m.Message) -> Outcome:
         if isinstance(answer, m.Success | m.Failure):
             return Outcome(isinstance(answer, m.Success))
-        if self.rules.plus and isinstance(answer, m.SuccessPlus | m.FailurePlus):
+        if isinstance(answer, m.SuccessPlus | m.FailurePlus):
             return Outcome(isinstance(answer, m.SuccessPlus), answer.uuids)
         raise self.out_of_step(request, answer)
 
@@ -129,7 +132,9 @@ class P2PRepository(Repository):
         return _RemoteLock(self)
 
     def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
-        request = m.Remove(key) if before is None else m.RemoveBefore(before, key)
+        # A peer that is too old to know when it would be too late removes at once, as it is always asked to.
+        timely = before is not None and self.rules.remove_before
+        request = m.RemoveBefore(before, key) if before is not None and timely else m.Remove(key)
         return self.outcome("REMOVE", self.ask(request))
 
     def gettimestamp(self) -> Timestamp:
@@ -139,10 +144,7 @@ class P2PRepository(Repository):
         return answer.time
 
     def get(self, key: Key, offset: int, file: AssociatedFile) -> Content:
-        try:
-            answer = self.ask(m.Get(offset, file, key))
-        except PeerError as reason:
-            raise NotPresent(f"the remote cannot send {key}: {reason}") from reason
+        answer = self.ask(m.Get(offset, file, key))
         if not isinstance(answer, m.Data):
             raise self.out_of_step("GET", answer)
         content = _Download(self, self._connection.payload(answer.length))
@@ -160,9 +162,11 @@ class P2PRepository(Repository):
             return AlreadyHave()
         if isinstance(answer, m.AlreadyHavePlus):
             return AlreadyHave(answer.uuids)
+        if isinstance(answer, m.Failure | m.FailurePlus):
+            raise TransferRefused("the remote refused the upload without saying why")
         if not isinstance(answer, m.PutFrom):
             raise self.out_of_step("PUT", answer)
-        return _RemoteUpload(self, self._connection, answer.offset)
+        return _RemoteUpload(self, self._connection, key, answer.offset)
 
     def close(self) -> None:
         """Ask nothing more. Closing the descriptors, which tells the peer, is their owner's business."""
@@ -220,18 +224,27 @@ class _Download(Content):
 
 
 class _RemoteUpload(Upload):
-    def __init__(self, repository: P2PRepository, connection: Connection, offset: int) -> None:
+    def __init__(self, repository: P2PRepository, connection: Connection, key: Key, offset: int) -> None:
         self._repository = repository
         self._connection = connection
+        self._key = key
         self.offset = offset
         self._begun = False
 
     def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
         self._begun = True
         repository = self._repository
+        # Until the sender has said that the content is valid, a peer that could not find out has to lack a byte.
+        held_back = 1 if length and not self._peer_can_reject() else 0
         try:
-            self._connection.send_content(length, source)
+            self._send(m.Data(length), length - held_back, source)
+            last: list[bytes] = []
+            relay.to_callable(source, held_back, lambda view: last.append(bytes(view)))
             valid = validity()
+            if held_back and valid is False:
+                repository.usable = False
+                return Outcome(False)
+            self._send(None, held_back, relay.BytesSource(b"".join(last)))
         except BaseException:
             # What was announced cannot be completed, and must not look as if it had been.
             repository.usable = False
@@ -240,6 +253,19 @@ class _RemoteUpload(Upload):
             # "Unknown" is told as INVALID: the peer then checks the content, and stores it if it is good.
             repository.send(m.Valid() if valid else m.Invalid())
         return repository.outcome("PUT", repository.receive())
+
+    def _peer_can_reject(self) -> bool:
+        """Whether the peer does not store content that it is told to be invalid, other than the key's."""
+        return self._repository.rules.validity and backends.find(self._key.variety) is not backends.UNVERIFIABLE
+
+    def _send(self, announcement: m.Data | None, length: int, source: Source) -> None:
+        try:
+            if announcement is not None:
+                self._connection.announce(announcement)
+            self._connection.send_bytes(length, source)
+        except BrokenPipeError as reason:
+            # Of a pipe that is read from there is no such error, so this is about the peer.
+            raise RemoteUnavailable("lost the connection to the remote while sending content") from reason
 
     def check_stored(self) -> bool:
         if not self._repository.rules.data_present:
@@ -253,3 +279,7 @@ class _RemoteUpload(Upload):
         if not self._begun and self._repository.usable:
             # The peer waits for DATA. None at all, and invalid, leaves what it has for the next attempt.
             self.receive(0, relay.BytesSource(b""), lambda: False)
+
+
+def _quoted(line: bytes) -> str:
+    return repr(line[:100].decode("utf-8", "backslashreplace"))

@@ -10,7 +10,7 @@ import os
 import select
 
 from annexshell import log, relay
-from annexshell.errors import Hangup, ProtocolError
+from annexshell.errors import Hangup, ProtocolError, RemoteUnavailable
 from annexshell.p2p.messages import MAX_LINE, Data, Message, encode, parse
 from annexshell.termination import Termination
 
@@ -28,14 +28,32 @@ class LineTooLong(ProtocolError):
 class Connection:
     """One end of a conversation. The descriptors are the caller's to close."""
 
-    __slots__ = ("_buffer", "_poll", "_start", "_termination", "read_fd", "write_fd")
+    __slots__ = ("_buffer", "_poll", "_start", "_termination", "_watched", "read_fd", "timeout", "write_fd")
 
-    def __init__(self, read_fd: int, write_fd: int, termination: Termination | None = None) -> None:
-        """With TERMINATION, a signal interrupts waiting for the peer."""
+    def __init__(
+        self,
+        read_fd: int,
+        write_fd: int,
+        termination: Termination | None = None,
+        *,
+        timeout: float | None = None,
+        watched: int | None = None,
+    ) -> None:
+        """With TERMINATION, a signal interrupts waiting for the peer.
+
+        With TIMEOUT, waiting for one thing that the peer is to say or take lasts so many seconds at the most, and
+        raises RemoteUnavailable then. WATCHED is a descriptor on which somebody else is to get what this peer says:
+        when nobody reads there any more, waiting ends with Hangup.
+        """
         self._termination = termination or Termination()
         self.read_fd = read_fd
         self._poll: select.poll | None = None
         self.write_fd = write_fd
+        self.timeout = timeout
+        self._watched = watched
+        if self._is_impatient:
+            # Or a write could wait for ever where nobody looks at the time.
+            os.set_blocking(write_fd, False)
         self._buffer = b""
         self._start = 0  # where the unread part of the buffer begins
 
@@ -78,6 +96,32 @@ class Connection:
         for _ in range(_LOOKS):
             if self._poll.poll(0):
                 return
+        if self._is_impatient:
+            self._wait_for(self.read_fd, select.POLLIN)
+
+    @property
+    def _is_impatient(self) -> bool:
+        return self.timeout is not None or self._watched is not None
+
+    def _wait_for(self, fd: int, event: int) -> None:
+        """Return when FD is ready. Raises RemoteUnavailable and Hangup as described above."""
+        poll = select.poll()
+        poll.register(fd, event)
+        if self._watched is not None:
+            poll.register(self._watched, 0)  # errors are always told
+        before = self._termination.begin_waiting()
+        try:
+            ready = {fd for fd, _ in poll.poll(None if self.timeout is None else self.timeout * 1000)}
+        finally:
+            self._termination.waiting = before
+        if self._watched in ready:
+            raise Hangup("the client is gone")
+        if not ready:
+            does = "said" if event == select.POLLIN else "taken"
+            raise RemoteUnavailable(f"it has {does} nothing for {self.timeout:g} seconds")
+
+    def _wait_to_write(self) -> None:
+        self._wait_for(self.write_fd, select.POLLOUT)
 
     @property
     def has_read_ahead(self) -> bool:
@@ -92,7 +136,25 @@ class Connection:
             view[:count] = self._buffer[self._start : self._start + count]
             self._start += count
             return count
+        if self._is_impatient:
+            self._wait_for(self.read_fd, select.POLLIN)
         return self._termination.readinto(self.read_fd, view)
+
+    def splice(self, out: int, count: int) -> int | None:
+        """The same, moved to the descriptor OUT by the kernel; None where :meth:`readinto` has to be used."""
+        if self.has_read_ahead:
+            return None
+        if self._is_impatient:
+            self._wait_for(self.read_fd, select.POLLIN)
+        before = self._termination.begin_waiting_for_input()
+        try:
+            return relay.splice(self.read_fd, out, count)
+        except BlockingIOError:
+            # Because of OUT, but then it is not told which of the two is not ready. This one first: it may take long.
+            self._wait_for(self.read_fd, select.POLLIN)
+            raise
+        finally:
+            self._termination.waiting = before
 
     def payload(self, length: int) -> Payload:
         """The LENGTH content bytes that come next."""
@@ -109,22 +171,30 @@ class Connection:
 
     def _write(self, data: bytes) -> None:
         # A peer that does not read is waited for like one that does not write.
-        self._termination.waiting = True
+        before = self._termination.begin_waiting()
         try:
-            relay.write_all(self.write_fd, data)
+            relay.write_all(self.write_fd, data, self._wait_to_write)
         finally:
-            self._termination.waiting = False
+            self._termination.waiting = before
 
     def send_content(self, length: int, source: relay.Source) -> None:
         """Send a DATA message and its bytes. Raises relay.ShortSource, after which the connection is unusable."""
-        if length >= _LARGE:
+        self.announce(Data(length))
+        self.send_bytes(length, source)
+
+    def announce(self, data: Data) -> None:
+        """Send a DATA message whose bytes follow by :meth:`send_bytes`, in as many pieces as it takes."""
+        if data.length >= _LARGE:
             relay.widen_pipe(self.write_fd)
-        self.send(Data(length))
-        self._termination.waiting = True
+        self.send(data)
+
+    def send_bytes(self, length: int, source: relay.Source) -> None:
+        """Send LENGTH bytes of the content that was announced."""
+        before = self._termination.begin_waiting()
         try:
-            relay.to_descriptor(source, length, self.write_fd)
+            relay.to_descriptor(source, length, self.write_fd, self._wait_to_write)
         finally:
-            self._termination.waiting = False
+            self._termination.waiting = before
 
     def send_small_content(self, data: bytes, *then: Message) -> None:
         """The same for content in memory and the messages that follow, all in one write."""
@@ -134,16 +204,28 @@ class Connection:
 class Payload(relay.Source):
     """The bytes after a DATA message, neither more nor less; they have to be consumed before the next message."""
 
-    __slots__ = ("_connection", "remaining")
+    __slots__ = ("_connection", "_spliceable", "remaining")
 
     def __init__(self, connection: Connection, length: int) -> None:
         self._connection = connection
+        self._spliceable = True
         self.remaining = length
 
     def readinto(self, view: memoryview) -> int:
         count = self._connection.readinto(view[: self.remaining])
         self.remaining -= count
         return count
+
+    def splice(self, out: int, count: int) -> int | None:
+        if not self._spliceable:
+            return None
+        moved = self._connection.splice(out, min(count, self.remaining))
+        if moved is None:
+            # What was read ahead has to go first, which is no reason to give up.
+            self._spliceable = self._connection.has_read_ahead
+            return None
+        self.remaining -= moved
+        return moved
 
     def drain(self) -> None:
         """Consume what is left. Raises Hangup."""
