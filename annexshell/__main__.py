@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from annexshell.access import Access
     from annexshell.annex.gitrepo import GitRepository
+    from annexshell.proxy import ProxiedRepository
 
-    Command: TypeAlias = Callable[[GitRepository, forced.Request, forced.Options, Access], int]
+    # The last one is given when the client asked for a repository that this one stands in front of.
+    Command: TypeAlias = Callable[
+        [GitRepository, forced.Request, forced.Options, Access, ProxiedRepository | None], int
+    ]
 
 # After this exit status a client tries again later, after any other it does not (spec: shell §10.3).
 TRY_AGAIN = 255
@@ -79,6 +83,7 @@ def run_wire_command(words: Sequence[bytes]) -> int:
 
         gitshell.run(request.words)
     from annexshell import access, checks, directories
+    from annexshell.annex.gitrepo import check_annex
 
     mode = access.from_environment()
     checks.check_access(request.builtin, mode)
@@ -96,11 +101,11 @@ def run_wire_command(words: Sequence[bytes]) -> int:
     config = checks.read_config(repo, request.directory)
     if options.debug is None and config.get_bool(b"annex.debug"):
         log.enable_debug()
-    checks.check_uuids(repo, options.uuids)
+    target = checks.check_uuids(repo, request, options)
     if request.builtin.in_annex:
-        checks.check_annex(repo)
+        check_annex(repo)
     checks.check_parameters(request, options)
-    return command(repo, request, options, mode)
+    return command(repo, request, options, mode, target)
 
 
 def command_named(name: bytes) -> Command:
@@ -108,15 +113,21 @@ def command_named(name: bytes) -> Command:
     if name == b"p2pstdio":
         from annexshell.commands import p2pstdio
 
-        return lambda repo, request, options, mode: p2pstdio.run(repo, options.parameters[0], mode)
+        return lambda repo, _, options, mode, target: p2pstdio.run(repo, options.parameters[0], mode, target)
     if name == b"configlist":
         from annexshell.commands import configlist
 
-        return lambda repo, request, options, mode: configlist.run(repo, mode, autoinit=b"autoinit" in request.fields)
+        return lambda repo, request, _, mode, __: configlist.run(repo, mode, autoinit=b"autoinit" in request.fields)
     return _not_provided
 
 
-def _not_provided(repo: GitRepository, request: forced.Request, options: forced.Options, mode: Access) -> int:
+def _not_provided(
+    repo: GitRepository,
+    request: forced.Request,
+    options: forced.Options,
+    mode: Access,
+    target: ProxiedRepository | None,
+) -> int:
     raise AnnexshellError(f"This version of annexshell does not provide the command {os.fsdecode(request.name)}.")
 
 

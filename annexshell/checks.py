@@ -8,15 +8,14 @@ from annexshell import forced
 from annexshell.access import READ_ONLY
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.errors import Refused, RepositoryError, TemporaryFailure
+from annexshell.uuid import UUID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from annexshell.access import Access
     from annexshell.annex.config import Config
+    from annexshell.proxy import ProxiedRepository
 
-_SUPPORTED_VERSIONS = (8, 9, 10)
 # UUIDv5 of the URL namespace and http://git-annex.branchable.com/design/gcrypt/
 _GCRYPT_NAMESPACE = bytes.fromhex("48d0ffb7e3b75a98baf365e9bee5def2")
 # Each of these could make git look at another repository than the one that was checked.
@@ -85,16 +84,33 @@ def _unreadable(directory: bytes, reason: RepositoryError | None = None) -> Repo
     return RepositoryError(message if reason is None else f"{message} ({reason})")
 
 
-def check_uuids(repo: GitRepository, expected: Sequence[bytes]) -> None:
-    """Every uuid that the client expects has to be the repository's (spec: shell §6.1). Raises Refused."""
-    for uuid in expected:
+def check_uuids(repo: GitRepository, request: forced.Request, options: forced.Options) -> ProxiedRepository | None:
+    """Every uuid that the client expects has to be the repository's, or one that it stands in front of.
+
+    Gives the last one of these, None if there is none (spec: shell §6.1, proxy §3.3). Raises Refused.
+    """
+    target: ProxiedRepository | None = None
+    for uuid in options.uuids:
         own = repo.uuid or gcrypt_uuid(repo.config.get(b"core.gcrypt-id"))
         if own and uuid == own:
             continue
-        # Here is the place to ask check_can_proxy() whether a remote or a cluster with that uuid can be reached
-        # through this repository, if repo.uuid is set; a command that is not ``proxied`` is refused then.
-        found = f"UUID {_text(own)}" if own else "uninitialized repository"
-        raise Refused(f"expected repository UUID {_text(uuid)} but found {found}")
+        target = _proxied(repo, own, uuid)
+    if target is not None and not request.builtin.proxied:
+        raise Refused(f"Cannot proxy {_text(request.name)} command.")
+    return target
+
+
+def _proxied(repo: GitRepository, own: bytes, uuid: bytes) -> ProxiedRepository:
+    reason = ""
+    if repo.uuid:
+        from annexshell.proxy import CannotProxy, check_can_proxy
+
+        try:
+            return check_can_proxy(repo, UUID(uuid))
+        except CannotProxy as refusal:
+            reason = str(refusal)
+    found = f"UUID {_text(own)}" if own else "uninitialized repository"
+    raise Refused(reason or f"expected repository UUID {_text(uuid)} but found {found}")
 
 
 def gcrypt_uuid(gcrypt_id: bytes | None) -> bytes:
@@ -108,21 +124,6 @@ def gcrypt_uuid(gcrypt_id: bytes | None) -> bytes:
     digest[8] = digest[8] & 0x3F | 0x80
     text = digest.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}".encode()
-
-
-def check_annex(repo: GitRepository) -> None:
-    """The repository is one that git-annex uses, and in a way that we know. Raises RepositoryError."""
-    version = repo.version
-    if version is None:
-        if b"core.gcrypt-id" not in repo.config and not (repo.is_git_repository and repo.has_annex_ref()):
-            raise RepositoryError("Not a git-annex or gcrypt repository.")
-    elif version not in _SUPPORTED_VERSIONS:
-        # Unknown versions may lock and place content in ways that we do not take part in (spec: shell §6.3).
-        supported = ", ".join(map(str, _SUPPORTED_VERSIONS))
-        raise RepositoryError(
-            f"The repository has annex.version {version}, and this program serves {supported} only."
-            " Running git-annex in it may upgrade it."
-        )
 
 
 def check_parameters(request: forced.Request, options: forced.Options) -> None:

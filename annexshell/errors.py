@@ -41,7 +41,11 @@ class ProtocolError(AnnexshellError):
 
 
 class PeerError(AnnexshellError):
-    """The peer answered ERROR; the connection is still usable."""
+    """The peer, which is called WHO, answered ERROR; the connection is still usable."""
+
+    def __init__(self, text: str, who: str = "the peer") -> None:
+        super().__init__(text)
+        self.who = who
 
 
 class Hangup(AnnexshellError):

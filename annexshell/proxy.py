@@ -1,13 +1,32 @@
-"""Standing in front of other repositories: who may be stood for, and doing it (spec: proxy §3, §7, §10)."""
+"""Standing in front of other repositories: who may be stood for, and doing it (spec: proxy §3, §7, §10).
+
+A client that asks for another repository's uuid is given that repository, if both this repository's git config and
+the proxy log of its git-annex branch say so. What becomes of content there is recorded in our branch too.
+"""
 
 from __future__ import annotations
 
-from annexshell.errors import Refused
+from annexshell import log
+from annexshell.annex.logs import cluster, uuidmap
+from annexshell.annex.logs import proxy as proxylog
+from annexshell.annex.repository import LocalRepository
+from annexshell.errors import AnnexshellError, Refused, RemoteUnavailable, RepositoryError
+from annexshell.remotes.listing import list_remotes
+from annexshell.remotes.opening import open_remote
+from annexshell.remotes.patience import Patience
+from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from annexshell.annex.branch import Branch
     from annexshell.annex.gitrepo import GitRepository
+    from annexshell.key import Key
+    from annexshell.relay import Source
     from annexshell.remotes.remote import Remote
+    from annexshell.repository import AssociatedFile, Timestamp
     from annexshell.uuid import UUID
 
 
@@ -17,14 +36,249 @@ class CannotProxy(Refused):
 
 def check_can_proxy(repo: GitRepository, uuid: UUID) -> ProxiedRepository:
     """The repository that REPO stands in front of under UUID (spec: proxy §3.1). Raises CannotProxy."""
-    raise NotImplementedError
+    local = LocalRepository(repo)
+    try:
+        return ProxiedRepository(local, uuid, _chosen(repo, local.branch, uuid))
+    except BaseException:
+        local.branch.close()
+        raise
 
 
-class ProxiedRepository:
-    """A remote, used by way of this repository, which records what becomes of its content.
+def _chosen(repo: GitRepository, branch: Branch, uuid: UUID) -> Remote:
+    update(branch)
+    names = logged_names(repo, branch, uuid)
+    if names is None:
+        raise CannotProxy("")
+    if names and cluster.is_cluster(uuid):
+        if uuid in cluster.parse(branch.read(cluster.FILE)):
+            raise Refused(f"{uuid} is a cluster, and this version of annexshell does not serve clusters")
+    elif names:
+        remotes = list_remotes(repo, branch)
+        for remote in remotes:
+            if why_not(repo, remote, uuid, names, remotes) is None:
+                return remote
+    description = uuidmap.values(branch.read(uuidmap.UUIDS)).get(uuid)
+    raise CannotProxy("" if description is None else f"not configured to proxy for repository {_text(description)}")
 
-    Nothing is contacted before :meth:`agree`.
+
+def update(branch: Branch) -> None:
+    """Have what was pushed to other git-annex refs in the branch, if that can be done."""
+    try:
+        branch.update()
+    except (RepositoryError, OSError) as reason:
+        log.debug(f"cannot merge other git-annex refs: {reason}")
+
+
+def logged_names(repo: GitRepository, branch: Branch, uuid: UUID) -> frozenset[bytes] | None:
+    """The names under which the proxy log allows REPO to stand for UUID; None if it is not a proxy at all."""
+    proxied = proxylog.parse(branch.read(proxylog.FILE)).get(repo.uuid)
+    return None if proxied is None else frozenset(name for entry, name in proxied if entry == uuid)
+
+
+def why_not(
+    repo: GitRepository, remote: Remote, uuid: UUID, names: frozenset[bytes], remotes: Sequence[Remote]
+) -> str | None:
+    """Why REMOTE, one of REPO's REMOTES, is not used for UUID; None if it can be.
+
+    NAMES are those that the proxy log has for it. What is looked up first is what takes the least time.
+    """
+    if remote.name not in names:
+        return "the proxy log does not have it under this name for the uuid (git annex updateproxy records it)"
+    if not _is_configured(repo, remote, remotes):
+        return f"git config does not allow it (git config remote.{remote}.annex-proxy true)"
+    if remote.uuid != uuid:
+        return f"its uuid is {remote.uuid}" if remote.uuid else "its uuid is not known"
+    return None
+
+
+def _is_configured(repo: GitRepository, remote: Remote, remotes: Sequence[Remote]) -> bool:
+    if remote.flag(b"annex-proxy"):
+        return True
+    for name in (remote.setting(b"annex-cluster-node") or b"").split():
+        value = repo.config.get(b"annex.cluster." + name)
+        if proxylog.is_legal_name(name) and value is not None and cluster.is_cluster(value):
+            return True
+    if remote.proxy is None:
+        return False
+    return any(
+        other.uuid == remote.proxied_by
+        and any(map(cluster.is_cluster, (other.setting(b"annex-cluster-gateway") or b"").split()))
+        for other in remotes
+        if other.proxy is None
+    )
+
+
+class ProxiedRepository(Repository):
+    """A remote, used by way of this repository. It is contacted when a version has to be agreed on.
+
+    A connection that has got out of step is closed at once, and the next request opens another one.
     """
 
-    uuid: UUID
-    remote: Remote
+    def __init__(self, local: LocalRepository, uuid: UUID, remote: Remote) -> None:
+        self.local = local
+        self.uuid = uuid
+        self.remote = remote
+        self.patience = Patience()
+        self.protocol_version = 0
+        self._highest = 0
+        self._node: Repository | None = None
+
+    def agree(self, highest: int) -> int:
+        self._highest = highest
+        self.protocol_version = min(highest, self._connected().protocol_version)
+        return self.protocol_version
+
+    def _connected(self) -> Repository:
+        if self._node is None:
+            self._node = open_remote(self.local.repo, self.remote, self.uuid, self._highest, self.patience)
+        return self._node
+
+    # For the exchanges too.
+
+    def __enter__(self) -> Repository:
+        return self._connected()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._node is not None and not self._node.usable:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        node, self._node = self._node, None
+        if node is not None:
+            try:
+                node.close()
+            except (AnnexshellError, OSError) as reason:
+                # What it could not commit it has in its journal.
+                log.warn(f"remote {self.remote}: {reason}")
+
+    def record(self, key: Key, uuids: Sequence[UUID], is_present: bool) -> None:
+        """Record in our branch what became of the content elsewhere (spec: proxy §10).
+
+        A failure of ours does not change what was done there, and that is what the client has to hear of.
+        """
+        try:
+            for uuid in dict.fromkeys(uuids):
+                self.local.record_presence_elsewhere(key, uuid, is_present)
+        except (AnnexshellError, OSError) as reason:
+            log.warn(f"cannot record where the content of {key} is: {reason}")
+
+    # What a Repository does.
+
+    def checkpresent(self, key: Key) -> bool:
+        with self as node:
+            return node.checkpresent(key)
+
+    def lockcontent(self, key: Key) -> ContentLock:
+        with self as node:
+            return _ProxiedLock(self, node.lockcontent(key))
+
+    def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
+        try:
+            with self as node:
+                outcome = node.remove(key, before)
+        except RemoteUnavailable as reason:
+            # How git-annex-shell answers when the content is locked is to end.
+            log.warn(f"cannot remove {key}: {reason}")
+            return Outcome(False)
+        uuids = (self.uuid, *outcome.uuids) if outcome.done else outcome.uuids
+        self.record(key, uuids, False)
+        return Outcome(outcome.done, uuids if outcome.uuids else ())
+
+    def gettimestamp(self) -> Timestamp:
+        with self as node:
+            return node.gettimestamp()
+
+    def get(self, key: Key, offset: int, file: AssociatedFile) -> Content:
+        with self as node:
+            return _ProxiedContent(self, node.get(key, offset, file))
+
+    def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
+        with self as node:
+            answer = node.put(key, file)
+            return answer if isinstance(answer, AlreadyHave) else _ProxiedUpload(self, key, answer)
+
+    def close(self) -> None:
+        """End the connection, and commit what was recorded. Raises RepositoryError, OSError."""
+        try:
+            self._disconnect()
+        finally:
+            self.local.close()
+
+
+class _ProxiedLock(ContentLock):
+    def __init__(self, repository: ProxiedRepository, lock: ContentLock) -> None:
+        self._repository = repository
+        self._lock = lock
+
+    def keep(self) -> None:
+        self._lock.keep()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._repository:
+            try:
+                self._lock.__exit__(kind, error, trace)
+            except RemoteUnavailable as reason:
+                log.warn(f"cannot unlock: {reason}")  # to which the protocol has no answer
+
+
+class _ProxiedContent(Content):
+    def __init__(self, repository: ProxiedRepository, content: Content) -> None:
+        self._repository = repository
+        self._content = content
+        self.length = content.length
+        self.source = content.source
+
+    def still_valid(self) -> bool:
+        return self._content.still_valid()
+
+    def acknowledge(self, received: bool) -> None:
+        try:
+            self._content.acknowledge(received)
+        except RemoteUnavailable as reason:
+            log.debug(str(reason))  # the client has got what it wanted
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._repository:
+            try:
+                self._content.__exit__(kind, error, trace)
+            except RemoteUnavailable as reason:
+                log.debug(str(reason))
+
+
+class _ProxiedUpload(Upload):
+    def __init__(self, repository: ProxiedRepository, key: Key, upload: Upload) -> None:
+        self._repository = repository
+        self._key = key
+        self._upload = upload
+        self.offset = upload.offset
+
+    def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
+        outcome = self._upload.receive(length, source, validity)
+        if outcome.done:
+            self._repository.record(self._key, (self._repository.uuid, *outcome.uuids), True)
+        return outcome
+
+    def check_stored(self) -> bool:
+        stored = self._upload.check_stored()
+        if stored:
+            self._repository.record(self._key, (self._repository.uuid,), True)
+        return stored
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._repository:
+            try:
+                self._upload.__exit__(kind, error, trace)
+            except AnnexshellError as reason:
+                log.debug(str(reason))
+
+
+def _text(description: bytes) -> str:
+    return description.decode("utf-8", "backslashreplace")

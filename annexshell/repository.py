@@ -118,10 +118,21 @@ class Repository(ABC):
 
     uuid: UUID
     protocol_version: int  # the highest version of the P2P protocol that it can honour end to end
+    usable: bool = True  # false once an exchange was cut short; then it can only be closed
+
+    def agree(self, highest: int) -> int:
+        """The version of the protocol for a client that knows HIGHEST; called once, before anything is asked.
+
+        HIGHEST is 0 for a client that did not say. Raises RemoteUnavailable.
+        """
+        return min(highest, self.protocol_version)
 
     @abstractmethod
     def checkpresent(self, key: Key) -> bool:
-        """Whether the whole content is there. Raises RepositoryError when that cannot be told."""
+        """Whether the whole content is there. Raises RepositoryError when that cannot be told.
+
+        This and everything else can raise RemoteUnavailable and PeerError of a repository that is somewhere else.
+        """
 
     @abstractmethod
     def lockcontent(self, key: Key) -> ContentLock:

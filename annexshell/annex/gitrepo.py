@@ -14,6 +14,7 @@ from annexshell.errors import RepositoryError, TemporaryFailure, is_passing
 from annexshell.uuid import UUID
 
 _GITFILE_LIMIT = 1 << 16
+_SUPPORTED_VERSIONS = (8, 9, 10)
 
 
 class GitRepository:
@@ -128,6 +129,21 @@ class GitRepository:
     def git(self, *arguments: bytes) -> list[bytes]:
         """The argv of a git command on this repository, which does not search for it nor expand path patterns."""
         return [b"git", b"--git-dir=" + self.gitdir, b"--literal-pathspecs", *arguments]
+
+
+def check_annex(repo: GitRepository) -> None:
+    """The repository is one that git-annex uses, and in a way that we know. Raises RepositoryError."""
+    version = repo.version
+    if version is None:
+        if b"core.gcrypt-id" not in repo.config and not (repo.is_git_repository and repo.has_annex_ref()):
+            raise RepositoryError("Not a git-annex or gcrypt repository.")
+    elif version not in _SUPPORTED_VERSIONS:
+        # Unknown versions may lock and place content in ways that we do not take part in (spec: shell §6.3).
+        supported = ", ".join(map(str, _SUPPORTED_VERSIONS))
+        raise RepositoryError(
+            f"The repository has annex.version {version}, and this program serves {supported} only."
+            " Running git-annex in it may upgrade it."
+        )
 
 
 def looks_bare(path: bytes) -> bool:

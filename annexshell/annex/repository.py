@@ -137,6 +137,13 @@ class LocalRepository(Repository):
         self._recorded = True
         record_presence(self.branch, key, self.uuid, lambda: self.find(key) is not None)
 
+    def record_presence_elsewhere(self, key: Key, uuid: UUID, is_present: bool) -> None:
+        """Record in the location log what became of the content in another repository. Raises as the above."""
+        from annexshell.annex.logs.location import set_presence
+
+        self._recorded = True
+        set_presence(self.branch, key, uuid, is_present)
+
     def expect_recording(self, key: Key) -> None:
         """:meth:`record_presence` is going to be called soon: get ready for it."""
         self.branch.expect_change(self.branch.key_log(key))

@@ -11,6 +11,7 @@ from annexshell.annex import backends
 from annexshell.errors import NotLocked, NotPresent, PeerError, ProtocolError, RemoteUnavailable, TransferRefused
 from annexshell.p2p import messages as m
 from annexshell.p2p.versions import HIGHEST, VERSIONS
+from annexshell.p2p.wire import Payload
 from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
 from annexshell.uuid import UUID
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from annexshell.key import Key
-    from annexshell.p2p.wire import Connection, Payload
+    from annexshell.p2p.wire import Connection
     from annexshell.relay import Source
     from annexshell.repository import AssociatedFile, Timestamp
 
@@ -28,12 +29,20 @@ if TYPE_CHECKING:
 class P2PRepository(Repository):
     """The repository at the other end of a connection. The connection's descriptors are its owner's to close."""
 
-    def __init__(self, connection: Connection, expected: UUID | None = None, highest: int = HIGHEST) -> None:
-        """Wait for the greeting and agree on a version, HIGHEST at the most.
+    def __init__(
+        self,
+        connection: Connection,
+        expected: UUID | None = None,
+        highest: int = HIGHEST,
+        *,
+        name: str = "the remote",
+    ) -> None:
+        """Wait for the greeting and agree on a version, HIGHEST at the most. NAME is what errors call the peer.
 
         Raises RemoteUnavailable when the peer is gone, or not what was expected.
         """
         self._connection = connection
+        self.name = name
         self.usable = True  # in step with the peer
         self.uuid = self._greeting()
         self.rules = VERSIONS[0]
@@ -41,19 +50,19 @@ class P2PRepository(Repository):
         self.protocol_version = self.rules.number
         if expected is not None and self.uuid != expected:
             self.usable = False
-            raise RemoteUnavailable(f"expected repository UUID {expected} but found UUID {self.uuid}")
+            raise RemoteUnavailable(f"{name}: expected repository UUID {expected} but found UUID {self.uuid}")
 
     def _greeting(self) -> UUID:
         line = self._read_line()
         if line is None:
-            raise RemoteUnavailable("the connection was closed before the remote greeted")
+            raise RemoteUnavailable(f"{self.name} closed the connection before it greeted")
         try:
             greeting = m.parse(line)
         except m.Unparsable:
             greeting = None
         if not isinstance(greeting, m.AuthSuccess):
             self.usable = False
-            raise RemoteUnavailable(f"the remote did not speak the protocol; its first line was: {_quoted(line)}")
+            raise RemoteUnavailable(f"{self.name} does not speak the protocol; its first line was: {_quoted(line)}")
         return greeting.uuid
 
     def _negotiate(self, highest: int) -> None:
@@ -70,12 +79,12 @@ class P2PRepository(Repository):
 
     def send(self, *messages: m.Message) -> None:
         if not self.usable:
-            raise RemoteUnavailable("the connection to the remote is not usable any more")
+            raise RemoteUnavailable(f"the connection to {self.name} is not usable any more")
         try:
             self._connection.send(*messages)
         except OSError as reason:
             self.usable = False
-            raise RemoteUnavailable(f"lost the connection to the remote: {reason.strerror}") from reason
+            raise RemoteUnavailable(f"lost the connection to {self.name}: {reason.strerror}") from reason
         except BaseException:
             self.usable = False
             raise
@@ -85,14 +94,14 @@ class P2PRepository(Repository):
         line = self._read_line()
         if line is None:
             self.usable = False
-            raise RemoteUnavailable("lost the connection to the remote")
+            raise RemoteUnavailable(f"lost the connection to {self.name}")
         try:
             message = m.parse(line)
         except m.Unparsable as reason:
             self.usable = False
-            raise RemoteUnavailable(f"the remote sent what is no message: {_quoted(line)}") from reason
+            raise RemoteUnavailable(f"{self.name} sent what is no message: {_quoted(line)}") from reason
         if isinstance(message, m.Error):
-            raise PeerError(message.text.decode("utf-8", "backslashreplace"))
+            raise PeerError(message.text.decode("utf-8", "backslashreplace"), self.name)
         return message
 
     def _read_line(self) -> bytes | None:
@@ -100,7 +109,7 @@ class P2PRepository(Repository):
             return self._connection.read_line()
         except (OSError, ProtocolError) as reason:
             self.usable = False
-            raise RemoteUnavailable(f"lost the connection to the remote: {reason}") from reason
+            raise RemoteUnavailable(f"lost the connection to {self.name}: {reason}") from reason
         except BaseException:
             self.usable = False
             raise
@@ -108,7 +117,7 @@ class P2PRepository(Repository):
     def out_of_step(self, request: str, answer: m.Message) -> RemoteUnavailable:
         """The connection is not usable any more, since ANSWER answers nothing that was asked."""
         self.usable = False
-        return RemoteUnavailable(f"the remote answered {request} with {answer!r}")
+        return RemoteUnavailable(f"{self.name} answered {request} with {answer!r}")
 
     def ask(self, request: m.Message) -> m.Message:
         self.send(request)
@@ -128,7 +137,7 @@ class P2PRepository(Repository):
 
     def lockcontent(self, key: Key) -> ContentLock:
         if not self.outcome("LOCKCONTENT", self.ask(m.LockContent(key))).done:
-            raise NotLocked(f"the remote could not lock {key}")
+            raise NotLocked(f"{self.name} could not lock {key}")
         return _RemoteLock(self)
 
     def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
@@ -147,10 +156,10 @@ class P2PRepository(Repository):
         answer = self.ask(m.Get(offset, file, key))
         if not isinstance(answer, m.Data):
             raise self.out_of_step("GET", answer)
-        content = _Download(self, self._connection.payload(answer.length))
+        content = _Download(self, _DownloadPayload(self._connection, answer.length, self.name))
         if answer.length == 0 and self.rules.validity and not content.still_valid():
             content.acknowledge(False)
-            raise NotPresent(f"the remote does not have {key}")
+            raise NotPresent(f"{self.name} does not have {key}")
         return content
 
     def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
@@ -163,7 +172,7 @@ class P2PRepository(Repository):
         if isinstance(answer, m.AlreadyHavePlus):
             return AlreadyHave(answer.uuids)
         if isinstance(answer, m.Failure | m.FailurePlus):
-            raise TransferRefused("the remote refused the upload without saying why")
+            raise TransferRefused(f"{self.name} refused the upload without saying why")
         if not isinstance(answer, m.PutFrom):
             raise self.out_of_step("PUT", answer)
         return _RemoteUpload(self, self._connection, key, answer.offset)
@@ -190,8 +199,28 @@ class _RemoteLock(ContentLock):
             self._repository.send(m.UnlockContent())
 
 
+class _DownloadPayload(Payload):
+    """Content bytes from a peer whose hanging up is not the same as our client's."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, connection: Connection, length: int, name: str) -> None:
+        super().__init__(connection, length)
+        self._name = name
+
+    def readinto(self, view: memoryview) -> int:
+        return super().readinto(view) or self._end()
+
+    def splice(self, out: int, count: int) -> int | None:
+        moved = super().splice(out, count)
+        return self._end() if moved == 0 else moved
+
+    def _end(self) -> int:
+        raise RemoteUnavailable(f"lost the connection to {self._name} while it sent content")
+
+
 class _Download(Content):
-    def __init__(self, repository: P2PRepository, payload: Payload) -> None:
+    def __init__(self, repository: P2PRepository, payload: _DownloadPayload) -> None:
         self._repository = repository
         self.source = self._payload = payload
         self.length = payload.remaining
@@ -259,13 +288,14 @@ class _RemoteUpload(Upload):
         return self._repository.rules.validity and backends.find(self._key.variety) is not backends.UNVERIFIABLE
 
     def _send(self, announcement: m.Data | None, length: int, source: Source) -> None:
+        repository = self._repository
         try:
             if announcement is not None:
                 self._connection.announce(announcement)
             self._connection.send_bytes(length, source)
         except BrokenPipeError as reason:
             # Of a pipe that is read from there is no such error, so this is about the peer.
-            raise RemoteUnavailable("lost the connection to the remote while sending content") from reason
+            raise RemoteUnavailable(f"lost the connection to {repository.name} while sending content") from reason
 
     def check_stored(self) -> bool:
         if not self._repository.rules.data_present:
@@ -277,6 +307,9 @@ class _RemoteUpload(Upload):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._begun and self._repository.usable:
+            if kind is not None:
+                self._repository.usable = False
+                return
             # The peer waits for DATA. None at all, and invalid, leaves what it has for the next attempt.
             self.receive(0, relay.BytesSource(b""), lambda: False)
 

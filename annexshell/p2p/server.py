@@ -1,7 +1,7 @@
 """A conversation served against a Repository, wherever that is (spec: protocol §4-§7).
 
 Each request has one handler, found in a table; a handler returns when the next line is again a request. What ends the
-session is an exception: _Over for an orderly end, ProtocolError and Hangup for the others.
+session is an exception: Over for an orderly end, ProtocolError and Hangup for the others.
 
 Where the protocol's own program would end without a word, this one answers, as long as the connection is in step:
 the client is told what is wrong and can go on (spec: protocol §11).
@@ -11,9 +11,17 @@ from __future__ import annotations
 
 from annexshell import log, relay
 from annexshell.access import REMOVAL_DENIED, WRITE_DENIED
-from annexshell.errors import AnnexshellError, Hangup, NotLocked, NotPresent, ProtocolError
+from annexshell.errors import (
+    AnnexshellError,
+    Hangup,
+    NotLocked,
+    NotPresent,
+    PeerError,
+    ProtocolError,
+    RemoteUnavailable,
+)
 from annexshell.p2p import messages as m
-from annexshell.p2p.versions import HIGHEST, VERSIONS, negotiated
+from annexshell.p2p.versions import HIGHEST, VERSIONS
 from annexshell.repository import AlreadyHave
 
 TYPE_CHECKING = False
@@ -33,14 +41,17 @@ if TYPE_CHECKING:
 _SMALL = 1 << 16
 
 
-class _Over(Exception):
+class Over(Exception):
     """The session has come to an orderly end."""
 
 
 class Server:
     """One client's session."""
 
-    __slots__ = ("_access", "_connect", "_connection", "_in_error", "_repository", "rules")
+    __slots__ = ("_access", "_agreed", "_connect", "_connection", "_in_error", "_repository", "rules")
+
+    handlers: dict[type[m.Message], Callable[[Any, Any], None]]  # by request; the first argument is the server
+    answers_hangups = True  # with FAILURE, to a client that hung up while it sent content
 
     def __init__(
         self,
@@ -53,6 +64,7 @@ class Server:
         self._connection = connection
         self._access = access
         self._connect = connect
+        self._agreed = False  # on a version
         self._in_error = False  # the last thing sent was an ERROR
         self.rules = VERSIONS[0]
 
@@ -61,32 +73,56 @@ class Server:
         try:
             while True:
                 self._serve_one()
-        except _Over:
+        except Over:
             pass
 
     def _serve_one(self) -> None:
         try:
             message = self._receive()
         except m.Unparsable:
-            self._error(b"unknown command")
+            self._unparsable()
             return
         if isinstance(message, m.Error):
             # Clients answer some of our ERRORs with one of their own, and then go on as if it had not been.
             if not self._in_error:
-                raise _Over
+                self._client_error(message)
             self._in_error = False
             return
         self._in_error = False
-        handler = _HANDLERS.get(type(message))
+        if not self._agreed and not isinstance(message, m.Version):
+            self._agree(0)
+        handler = self.handlers.get(type(message))
         if handler is None:
-            self._error(b"unexpected command")
+            self._unexpected(message)
         else:
             handler(self, message)
+
+    def _agree(self, highest: int) -> None:
+        self.rules = VERSIONS[self._repository.agree(highest)]
+        self._agreed = True
+
+    # What a client says that is no request, or not one that can be served.
+
+    def _unparsable(self) -> None:
+        self._error(b"unknown command")
+
+    def _unexpected(self, message: m.Message) -> None:
+        self._error(b"unexpected command")
+
+    def _client_error(self, message: m.Error) -> None:
+        raise Over
+
+    def _not_data(self, message: m.Message | None) -> None:
+        """What the client sent where DATA has to be."""
+        if not isinstance(message, m.Error):
+            self._error(b"expected DATA")
+
+    # How messages are had and sent.
 
     def _receive(self) -> m.Message:
         message = self._connection.receive()
         if message is None:
-            raise _Over
+            raise Over
         return message
 
     def _receive_reply(self) -> m.Message | None:
@@ -95,6 +131,12 @@ class Server:
             return self._receive()
         except m.Unparsable:
             return None
+
+    def _tell(self, what: str, reason: AnnexshellError) -> None:
+        """Why it cannot be done, on both ways by which a client's user may get to hear of it."""
+        says = f"{reason.who} says: " if isinstance(reason, PeerError) else ""
+        log.warn(f"{what}: {says}{reason}")
+        self._error(str(reason))
 
     def _error(self, text: bytes | str) -> None:
         if isinstance(text, str):
@@ -105,7 +147,7 @@ class Server:
     # Small requests.
 
     def _version(self, request: m.Version) -> None:
-        self.rules = negotiated(request.number, min(HIGHEST, self._repository.protocol_version))
+        self._agree(min(request.number, HIGHEST))
         self._connection.send(m.Version(self.rules.number))
 
     def _bypass(self, request: m.Bypass) -> None:
@@ -123,7 +165,12 @@ class Server:
         self._connection.send(_SUCCESS if present else _FAILURE)
 
     def _gettimestamp(self, request: m.GetTimestamp) -> None:
-        self._connection.send(m.TimestampIs(self._repository.gettimestamp()))
+        try:
+            time = self._repository.gettimestamp()
+        except AnnexshellError as reason:
+            self._error(str(reason))
+            return
+        self._connection.send(m.TimestampIs(time))
 
     def _lockcontent(self, request: m.LockContent) -> None:
         try:
@@ -131,6 +178,9 @@ class Server:
         except (NotLocked, NotPresent) as reason:
             log.debug(f"LOCKCONTENT {request.key}: {reason}")
             self._connection.send(_FAILURE)
+            return
+        except (PeerError, RemoteUnavailable) as reason:
+            self._tell(f"cannot lock {request.key}", reason)
             return
         with lock:
             try:
@@ -158,6 +208,8 @@ class Server:
         except NotLocked as reason:
             log.warn(f"cannot remove {key}: {reason}")
             self._connection.send(_FAILURE)
+        except PeerError as reason:
+            self._tell(f"cannot remove {key}", reason)
         except (AnnexshellError, OSError) as reason:
             log.warn(f"cannot remove {key}: {reason}")
             self._error(f"removal failed: {_explain(reason)}")
@@ -179,6 +231,9 @@ class Server:
         except NotPresent as reason:
             log.debug(f"GET {request.key}: {reason}")
             content = None
+        except (PeerError, RemoteUnavailable) as reason:
+            self._tell(f"cannot send {request.key}", reason)
+            return
         except (AnnexshellError, OSError) as reason:
             log.warn(f"cannot send {request.key}: {_explain(reason)}")
             content = None
@@ -187,24 +242,35 @@ class Server:
             self._receive_acknowledgement()
             return
         with content:
-            self._send_content(content)
+            if content.length <= _SMALL:
+                if not self._send_small_content(request.key, content):
+                    return
+            else:
+                self._connection.send_content(content.length, content.source)
+                self._connection.send(*self._validity(content))
             received = self._receive_acknowledgement()
             if received is not None:
                 content.acknowledge(received)
 
-    def _send_content(self, content: Content) -> None:
-        if content.length <= _SMALL:
-            pieces: list[bytes] = []
+    def _send_small_content(self, key: Key, content: Content) -> bool:
+        """Send content in one write; false if it could not be had, which can still be told then."""
+        pieces: list[bytes] = []
+        try:
             relay.to_callable(content.source, content.length, lambda view: pieces.append(bytes(view)))
-            self._connection.send_small_content(b"".join(pieces), *self._validity(content))
-        else:
-            self._connection.send_content(content.length, content.source)
-            self._connection.send(*self._validity(content))
+        except RemoteUnavailable as reason:
+            self._tell(f"cannot send {key}", reason)
+            return False
+        self._connection.send_small_content(b"".join(pieces), *self._validity(content))
+        return True
 
     def _validity(self, content: Content) -> tuple[m.Message, ...]:
         if not self.rules.validity:
             return ()
-        return _VALID if content.still_valid() else _INVALID
+        try:
+            return _VALID if content.still_valid() else _INVALID
+        except RemoteUnavailable as reason:
+            log.warn(str(reason))
+            return _INVALID  # nobody vouches for it
 
     def _receive_acknowledgement(self) -> bool | None:
         answer = self._receive_reply()
@@ -240,15 +306,16 @@ class Server:
                 self._receive_content(upload, request.key, self._connection.payload(answer.length))
             elif isinstance(answer, m.DataPresent) and self.rules.data_present:
                 self._connection.send(_SUCCESS if upload.check_stored() else _FAILURE)
-            elif not isinstance(answer, m.Error):
-                self._error(b"expected DATA")
+            else:
+                self._not_data(answer)
 
     def _receive_content(self, upload: Upload, key: Key, payload: Payload) -> None:
         validity = _Validity(self, payload)
         try:
             outcome = upload.receive(payload.remaining, payload, validity)
         except Hangup:
-            self._connection.send(_FAILURE)
+            if self.answers_hangups:
+                self._connection.send(_FAILURE)
             raise
         except ProtocolError:
             raise  # there is no telling where the next message begins
@@ -258,6 +325,9 @@ class Server:
             payload.drain()
             if not validity.asked:
                 validity()
+            if isinstance(reason, PeerError | RemoteUnavailable):
+                self._error(str(reason))
+                return
             self._connection.send(_FAILURE)
         else:
             self._send_outcome(outcome)
@@ -282,11 +352,11 @@ class Server:
     def _connect_git(self, request: m.Connect) -> None:
         if request.service == b"git-receive-pack" and not self._access.may_remove:
             self._error(WRITE_DENIED)
-            raise _Over
+            raise Over
         if self._connect is None:
             raise ProtocolError("git services are not available over this connection")
         self._connect(self._connection, request.service)
-        raise _Over
+        raise Over
 
     def _notifychange(self, request: m.NotifyChange) -> None:
         raise ProtocolError("change notification not available; use git-annex-shell notifychanges")
@@ -320,7 +390,7 @@ _ACKNOWLEDGEMENTS = {
 _SUCCESS, _FAILURE = m.Success(), m.Failure()
 _VALID, _INVALID = (m.Valid(),), (m.Invalid(),)
 
-_HANDLERS: dict[type[m.Message], Callable[[Server, Any], None]] = {
+Server.handlers = {
     m.Version: Server._version,
     m.Bypass: Server._bypass,
     m.CheckPresent: Server._checkpresent,

@@ -158,8 +158,6 @@ class Connection:
 
     def payload(self, length: int) -> Payload:
         """The LENGTH content bytes that come next."""
-        if length >= _LARGE:
-            relay.widen_pipe(self.read_fd)
         return Payload(self, length)
 
     def send(self, *messages: Message) -> None:
@@ -210,6 +208,8 @@ class Payload(relay.Source):
         self._connection = connection
         self._spliceable = True
         self.remaining = length
+        if length >= _LARGE:
+            relay.widen_pipe(connection.read_fd)
 
     def readinto(self, view: memoryview) -> int:
         count = self._connection.readinto(view[: self.remaining])

@@ -90,7 +90,7 @@ def test_every_request_has_a_handler_and_nothing_else():
         *(m.Version, m.Bypass, m.CheckPresent, m.LockContent, m.Remove, m.RemoveBefore),
         *(m.GetTimestamp, m.Get, m.Put, m.Connect, m.NotifyChange),
     }
-    assert set(server._HANDLERS) == requests
+    assert set(server.Server.handlers) == requests
 
 
 E1 = b"ERROR this repository is read-only; write access denied\n"
