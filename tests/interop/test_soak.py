@@ -101,13 +101,15 @@ def fight_for_locks(writers: Writers, program: Program, repo: Repo, keys: dict[s
                 assert busy or answer in {"SUCCESS", "FAILURE", "ALREADY-HAVE"}, f"{name}: {answer!r} {session.said}"
 
 
-def add_and_sync_locally(writers: Writers, repo: Repo, ledger: Ledger) -> None:
-    """The owner of the server repository works in it."""
+def add_and_sync_locally(writers: Writers, repo: Repo, ledger: Ledger, files: dict[str, str]) -> None:
+    """The owner of the server repository works in it; FILES gets the key of each of his files."""
     number = 0
     while writers.go_on("local"):
         number += 1
         content = b"local %d\n" % number
-        key = repo.add(f"local{number}", content, backend="SHA256")
+        key = files[f"local{number}"] = key_for(content)
+        (repo.path / f"local{number}").write_bytes(content)
+        repo.annex("add", "-c", "annex.addunlocked=false", "--quiet", "--backend=SHA256", f"local{number}")
         ledger.present[key], ledger.contents[key] = True, content
         repo.annex("sync", "--no-content")
         if number % 3 == 0:
@@ -145,7 +147,8 @@ def test_nothing_acknowledged_is_lost(make_server, make_client, server, real_she
         writers.start(put_and_remove, program, repo, ledger, name)
         writers.start(fight_for_locks, program, repo, shared, f"locks-{name}")
     writers.start(put_and_remove, server, repo, ledger, "ours too")
-    writers.start(add_and_sync_locally, repo, ledger)
+    files: dict[str, str] = {}
+    writers.start(add_and_sync_locally, repo, ledger, files)
     for client in clients:
         writers.start(work_as_a_user, client, ledger, held[client.uuid])
     writers.join()
@@ -155,6 +158,7 @@ def test_nothing_acknowledged_is_lost(make_server, make_client, server, real_she
     for client in clients:
         client.annex("sync", "--no-content")
     repo.annex("merge")
+    assert {name: repo.key_of(name) for name in files} == files
     stored = {key: repo.content(key) for key in ledger.present}
     assert stored == {key: ledger.contents[key] if there else None for key, there in ledger.present.items()}
     locations = repo.all_locations()
