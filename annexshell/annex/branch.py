@@ -106,6 +106,16 @@ class Branch:
         journal.refuse_pidlock(self._repo)
         return commit_journal(self._repo, self._permissions, self.journal, self._cat_file)
 
+    def update(self) -> bool:
+        """Merge what was pushed or fetched to other refs into the branch; whether that changed it.
+
+        To be done once before reading what must not be missed, such as proxy.log. Raises RepositoryError; everything
+        can be read as before then.
+        """
+        from annexshell.annex.mergerefs import merge_refs  # which most sessions do not need
+
+        return merge_refs(self._repo, self._permissions, self.journal, self._cat_file)
+
     def close(self) -> None:
         """End the git process that reads the branch."""
         self._cat_file.close()

@@ -13,7 +13,7 @@ from annexshell.errors import RepositoryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from annexshell.annex.catfile import CatFile
     from annexshell.annex.gitrepo import GitRepository
@@ -55,7 +55,7 @@ def ensure_exists(repo: GitRepository, cat_file: CatFile) -> bytes:
         return found
     first = tip(cat_file, ORIGIN)
     if first is None:
-        first = commit_tree(repo, empty_tree(repo), None, repo.config.get(b"annex.commitmessage") or _CREATED)
+        first = commit_tree(repo, empty_tree(repo), (), repo.config.get(b"annex.commitmessage") or _CREATED)
     if move(repo, first, None):
         return first
     found = tip(cat_file)  # somebody has pushed it meanwhile
@@ -92,10 +92,10 @@ def commit_message(repo: GitRepository) -> bytes:
     return message.replace(b"\0", b"")  # which no argument can have
 
 
-def commit_tree(repo: GitRepository, tree: bytes, parent: bytes | None, message: bytes) -> bytes:
+def commit_tree(repo: GitRepository, tree: bytes, parents: Iterable[bytes], message: bytes) -> bytes:
     """The id of a new commit of TREE."""
     argv = [b"commit-tree", tree, *_signing(repo), b"-m", message]
-    if parent is not None:
+    for parent in parents:
         argv += (b"-p", parent)
     if _has_identity(repo):
         return git.object_id(git.output(repo, *argv), "commit-tree")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import time
 
 from annexshell import relay
 from annexshell.annex import lockfile
 from annexshell.annex.othertmp import OtherTmp
-from annexshell.errors import RepositoryError
+from annexshell.errors import RepositoryError, TemporaryFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _DIRECTORY = b"/journal"
 _LONGEST_NAME = 255
+_PAUSE = 0.02  # seconds
 # By path of the lock file. Where there are no open-file-description locks, the lock on the file alone would let
 # threads of one process in together, and be lost when one of them leaves.
 _mutexes: dict[bytes, _thread.LockType] = {}
@@ -88,9 +90,12 @@ class Journal:
         self.directory = repo.annexdir + _DIRECTORY
         self.private_directory = repo.annexdir + b"/journal-private"
 
-    def lock(self) -> JournalLock:
-        """To be held from reading what a change starts from to writing it, and during all of a commit."""
-        return JournalLock(self._lockfile, self._permissions)
+    def lock(self, patience: float | None = None) -> JournalLock:
+        """To be held from reading what a change starts from to writing it, and during all of a commit.
+
+        Whoever can do without it waits no longer than PATIENCE seconds; TemporaryFailure is raised then.
+        """
+        return JournalLock(self._lockfile, self._permissions, patience)
 
     def path(self, branch_file: bytes) -> bytes:
         """Where the public journal has the new content of a branch file."""
@@ -141,16 +146,19 @@ class Journal:
 class JournalLock:
     """Exclusive use of the journal, and of everything that commits it, among all processes and threads."""
 
-    __slots__ = ("_lock", "_mutex", "_path", "_permissions")
+    __slots__ = ("_deadline", "_lock", "_mutex", "_path", "_permissions")
 
-    def __init__(self, path: bytes, permissions: Permissions) -> None:
+    def __init__(self, path: bytes, permissions: Permissions, patience: float | None) -> None:
+        self._deadline = None if patience is None else time.monotonic() + patience
         self._path = path
         self._permissions = permissions
         self._mutex = _mutexes.setdefault(path, _thread.allocate_lock())
         self._lock: lockfile.LockFile | None = None
 
     def __enter__(self) -> JournalLock:
-        self._mutex.acquire()
+        timeout = -1.0 if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if not self._mutex.acquire(timeout=timeout):
+            raise self._given_up()
         try:
             self._lock = self._acquire()
         except BaseException:
@@ -160,12 +168,24 @@ class JournalLock:
 
     def _acquire(self) -> lockfile.LockFile:
         try:
-            lock = lockfile.waited_for(self._path, lockfile.EXCLUSIVE)
+            lock = self._wait()
         except FileNotFoundError:
             self._permissions.make_directory(os.path.dirname(self._path))
-            lock = lockfile.waited_for(self._path, lockfile.EXCLUSIVE)
+            lock = self._wait()
         self._permissions.adjust_file(lock.fd)
         return lock
+
+    def _wait(self) -> lockfile.LockFile:
+        if self._deadline is None:
+            return lockfile.waited_for(self._path, lockfile.EXCLUSIVE)
+        while (lock := lockfile.acquire(self._path, lockfile.EXCLUSIVE, wait=False)) is None:
+            if time.monotonic() > self._deadline:
+                raise self._given_up()
+            time.sleep(_PAUSE)
+        return lock
+
+    def _given_up(self) -> TemporaryFailure:
+        return TemporaryFailure(f"another process has been using {os.fsdecode(self._path)} for too long")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
