@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CLIENT = "11111111-2222-3333-4444-555555555555"
@@ -54,10 +54,14 @@ def our_program(directory: Path) -> Path:
 class Session:
     """One p2pstdio process and the talk with it."""
 
-    def __init__(self, program: Path, repository: Path) -> None:
+    def __init__(self, program: Path, repository: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self._started = time.perf_counter()
         self.process = subprocess.Popen(
-            [program, "p2pstdio", repository, CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [program, "p2pstdio", repository, CLIENT, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=env,
         )
         assert self.process.stdin and self.process.stdout
         self._in, self._out = self.process.stdin.fileno(), self.process.stdout.fileno()
