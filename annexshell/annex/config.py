@@ -41,6 +41,10 @@ class Config:
         values = self._values.get(name)
         return None if not values else values[-1] or b""
 
+    def get_all(self, name: bytes) -> list[bytes]:
+        """Every value of NAME, in the order of the files."""
+        return [value or b"" for value in self._values.get(name, ())]
+
     def get_bool(self, name: bytes, default: bool = False) -> bool:
         """The last value as git understands booleans; DEFAULT if unset or not a boolean."""
         values = self._values.get(name)
