@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.interop.harness import Program, Repo, annexshell_program, environment, make_home, real_program, run
+from tests.interop.proxies import http_server, make_proxied, make_proxy
 from tests.interop.sshservers import AsyncSsh, ClientConfig, Sshd, find_sshd
+
+__all__ = ["http_server", "make_proxied", "make_proxy"]
 
 MOUNT = ("mount", "-t", "tmpfs")
 

@@ -1,0 +1,172 @@
+"""Repositories behind repositories: a client, the proxy it knows, and the node that is behind the proxy.
+
+How a proxy reaches its node is told by a word: ``path``, ``http`` (the real ``git annex p2phttp``), or else the ssh
+host, which is a profile of the ssh servers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interop.harness import P2P, Program, Repo, wait_until
+from tests.interop.sshservers import ClientConfig, free_port
+
+# In our process, through our own shell, through the real one, and through a server of the real program.
+WAYS = ["path", "rw", "real", "http"]
+
+
+class HttpServer:
+    """``git annex p2phttp`` in one repository, open to everybody."""
+
+    def __init__(self, repo: Repo) -> None:
+        self.repo = repo
+        self.port = free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"annex+http://127.0.0.1:{self.port}/git-annex/"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["git-annex", "p2phttp", "--bind=127.0.0.1", f"--port={self.port}", "--wideopen", "-J4"],
+            env=self.repo.env,
+            cwd=self.repo.path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(self.is_listening)
+
+    def is_listening(self) -> bool:
+        assert self.process.poll() is None, "p2phttp ended"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Proxied:
+    """A node, which the client knows as a remote of its remote."""
+
+    def __init__(self, client: Repo, proxy: Repo, node: Repo, way: str) -> None:
+        self.client = client
+        self.proxy = proxy
+        self.node = node
+        self.way = way
+        self.remote = "origin-node"  # the client's name for it
+
+    def check(self, key: str, content: bytes | None, *, at_client: bool) -> None:
+        """That the node has CONTENT, and that everybody knows who has it."""
+        assert self.node.content(key) == content
+        here, there = {self.client.uuid} if at_client else set(), {self.node.uuid} if content is not None else set()
+        assert self.client.locations(key) == here | there
+        assert committed(self.proxy, key).get(self.node.uuid) is (content is not None)
+        if self.way == "http":  # the only one that commits when nothing more has come for a while
+            wait_until(lambda: committed(self.node, key).get(self.node.uuid) is (content is not None), 10)
+        assert committed(self.node, key).get(self.node.uuid) is (content is not None)
+        assert not self.leftovers()
+
+    def leftovers(self) -> list[Path]:
+        """What nobody but a session in progress may have in the proxy and the node."""
+        found = [*self.proxy.leftovers(), *self.node.leftovers()]
+        for repo in (self.proxy, self.node):
+            found += [path for path in (repo.git_dir / "annex" / "journal").glob("*") if not path.name.startswith(".")]
+            found += [path for path in (repo.git_dir / "annex" / "ssh").glob("*") if path.suffix != ".lock"]
+        return found
+
+    def p2p(self, program: Program) -> P2P:
+        """A conversation with the node by way of the proxy."""
+        command = f"git-annex-shell 'p2pstdio' '{self.proxy.path}' '{uuid.uuid4()}' --uuid {self.node.uuid}"
+        return P2P([*program.argv, "-c", command], program.env)
+
+
+def committed(repo: Repo, key: str) -> dict[str, bool]:
+    """The location log of a key as it is in the branch, with nothing of the journal or of other refs."""
+    place = repo.annex("examinekey", "--format=${hashdirlower}${key}.log", key).out
+    log = repo.git("show", f"git-annex:{place}", check=False).out
+    entries = sorted(line.split(" ")[:3] for line in log.splitlines())
+    return {uuid: present == "1" for _, present, uuid in entries}
+
+
+def processes_at(*directories: Path) -> list[str]:
+    """The command lines of all processes that have one of DIRECTORIES in their arguments or work in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                seen = words + b"\n" + os.fsencode(os.readlink(entry / "cwd"))
+            except OSError:
+                continue  # it has ended
+            if any(os.fsencode(directory) in seen for directory in directories):
+                found.append(f"{entry.name} {words.decode(errors='replace')}")
+    return found
+
+
+@pytest.fixture
+def http_server() -> Iterator[Callable[[Repo], HttpServer]]:
+    """Starts HTTP servers."""
+    started: list[HttpServer] = []
+
+    def start(repo: Repo) -> HttpServer:
+        started.append(HttpServer(repo))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def make_proxy(
+    make_server: Callable[..., Repo], http_server: Callable[[Repo], HttpServer], ssh: ClientConfig
+) -> Callable[..., Repo]:
+    """Makes a repository that proxies for others, given as NAME=(REPO, WAY)."""
+
+    def make(called: str = "proxy", *, bare: bool = True, **nodes: tuple[Repo, str]) -> Repo:
+        proxy = make_server(called, bare=bare)
+        proxy.config(ssh_options=f"-F {ssh.path}")
+        proxy.git("config", "core.sshCommand", ssh.command)
+        proxy.git("config", "annex.security.allowed-ip-addresses", "127.0.0.1")
+        for name, (node, way) in nodes.items():
+            add_node(proxy, name, node, http_server(node).url if way == "http" else way)
+        proxy.annex("updateproxy")
+        return proxy
+
+    return make
+
+
+def add_node(proxy: Repo, name: str, node: Repo, way: str) -> None:
+    """Have PROXY know and offer a remote; WAY may also be a url."""
+    url = way if ":" in way else str(node.path) if way == "path" else f"ssh://{way}{node.path}"
+    proxy.git("remote", "add", name, url)
+    if url.startswith("annex+http:"):
+        proxy.git("config", f"remote.{name}.annex-uuid", node.uuid)  # git cannot tell
+    else:
+        proxy.annex("info", "--fast")
+    assert proxy.git("config", f"remote.{name}.annex-uuid").out.strip() == node.uuid
+    proxy.git("config", f"remote.{name}.annex-proxy", "true")
+
+
+@pytest.fixture
+def make_proxied(
+    make_server: Callable[..., Repo], make_proxy: Callable[..., Repo], make_client: Callable[..., Repo]
+) -> Callable[..., Proxied]:
+    """Makes a node, a proxy that reaches it in some WAY, and a client that reaches the proxy through HOST."""
+
+    def make(way: str, *, host: str = "rw", bare: bool = True, **settings: str) -> Proxied:
+        node = make_server("node", bare=bare)
+        proxy = make_proxy(bare=bare, node=(node, way))
+        return Proxied(make_client(proxy, host=host, **settings), proxy, node, way)
+
+    return make
