@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,21 @@ def test_we_go_through_the_connection_of_git_annex(make_proxy, way):
         assert '"success":true' in out
     assert batch.returncode == 0
     assert node.content(keys[1]) == b"content 1"
+    assert control_files(proxy) == {"rw.lock"}
+
+
+def test_several_at_once_make_one_connection(make_proxy, capfd):
+    """Those that come too late to be its master would say so."""
+    proxy, node = make_proxy("rw")
+    capfd.readouterr()
+    with ThreadPoolExecutor(4) as pool:
+        remotes = list(pool.map(lambda _: connect(proxy, node, "rw"), range(4)))
+        assert {remote.uuid for remote in remotes} == {node.uuid.encode()}
+        master = master_of(proxy, "rw")
+        remotes[0].close()
+        assert master_of(proxy, "rw") == master
+        list(pool.map(SshRepository.close, remotes))
+    assert "ControlSocket" not in capfd.readouterr().err
     assert control_files(proxy) == {"rw.lock"}
 
 

@@ -39,7 +39,7 @@ _FAKE_SSH = r"""#!/bin/sh
 printf '%s|' "$@" >> "$FAKE_SSH_LOG"; echo >> "$FAKE_SSH_LOG"
 for far; do :; done
 case $1 in
-    -O) exit 0;;
+    -O) echo noise; echo noise >&2; exit 0;;
     refused) echo 'ssh: connect to host refused port 22: Connection refused' >&2; exit 255;;
     silent) exec sleep 60;;
     stubborn) trap '' TERM; while :; do sleep 0.1; done;;

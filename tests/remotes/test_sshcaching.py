@@ -161,7 +161,7 @@ def test_a_share_is_a_lock_that_others_respect(top: Path, fake_ssh: FakeSsh) -> 
     assert fake_ssh.runs() == []
 
 
-def test_the_last_one_has_the_master_stop(top: Path, fake_ssh: FakeSsh) -> None:
+def test_the_last_one_has_the_master_stop(top: Path, fake_ssh: FakeSsh, capfd: pytest.CaptureFixture[str]) -> None:
     repo = make_repository(top)
     first = share(repo)
     make_socket(top / ".git/annex/ssh/host")
@@ -172,6 +172,7 @@ def test_the_last_one_has_the_master_stop(top: Path, fake_ssh: FakeSsh) -> None:
     options = ["-o", "ControlMaster=auto", "-o", "ControlPersist=yes", "localhost"]
     assert fake_ssh.runs() == [["-O", "stop", "-S", ".git/annex/ssh/host", *options]]
     assert os.listdir(top / ".git/annex/ssh") == ["host.lock"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_masters_that_were_left_are_stopped_first(top: Path, fake_ssh: FakeSsh) -> None:
