@@ -21,11 +21,23 @@ def open_remote(repo: GitRepository, remote: Remote, target: UUID, highest: int,
 
     Raises RemoteUnavailable, with the remote's name and the reason.
     """
-    opener = _OPENERS[type(remote.location)]
     try:
+        why = obstacle(remote)
+        if why is not None:
+            raise RemoteUnavailable(why)
+        opener = _OPENERS[type(remote.location)]
         return opener()(repo, remote, target, highest, patience)
     except RemoteUnavailable as reason:
         raise RemoteUnavailable(f"Unable to connect to remote {remote}: {reason}") from reason
+
+
+def obstacle(remote: Remote) -> str | None:
+    """Why it is of a kind that cannot be opened; None if that can be tried."""
+    location = remote.location
+    if isinstance(location, Special):
+        kind = location.kind.decode("utf-8", "backslashreplace")
+        return f"it is a special remote ({kind}), and this version of annexshell uses git remotes only"
+    return location.reason if isinstance(location, Unreachable) else None
 
 
 # Each kind's module is imported when the first of them is opened.
@@ -49,25 +61,6 @@ def _http() -> Opener:
     return open_http
 
 
-def _special() -> Opener:
-    def refuse(repo: GitRepository, remote: Remote, target: UUID, highest: int, patience: Patience) -> Repository:
-        assert isinstance(remote.location, Special)
-        kind = remote.location.kind.decode("utf-8", "backslashreplace")
-        raise RemoteUnavailable(
-            f"it is a special remote ({kind}), and this version of annexshell uses git remotes only"
-        )
-
-    return refuse
-
-
-def _unreachable() -> Opener:
-    def refuse(repo: GitRepository, remote: Remote, target: UUID, highest: int, patience: Patience) -> Repository:
-        assert isinstance(remote.location, Unreachable)
-        raise RemoteUnavailable(remote.location.reason)
-
-    return refuse
-
-
 if TYPE_CHECKING:
     Opener = Callable[[GitRepository, Remote, UUID, int, Patience], Repository]
 
@@ -75,6 +68,4 @@ _OPENERS: dict[type, Callable[[], Opener]] = {
     LocalPath: _path,
     Ssh: _ssh,
     AnnexHttp: _http,
-    Special: _special,
-    Unreachable: _unreachable,
 }

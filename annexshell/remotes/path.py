@@ -23,6 +23,11 @@ def open_path(repo: GitRepository, remote: Remote, target: UUID, highest: int, p
     No program is run, so nothing of the environment that restricts a git-annex-shell restricts it (spec: proxy D11):
     what the client may do was decided before.
     """
+    return LocalRepository(repository_at(remote, target), repo.uuid)
+
+
+def repository_at(remote: Remote, target: UUID) -> GitRepository:
+    """The repository at the remote's path, if it is TARGET. Raises RemoteUnavailable."""
     location = remote.location
     assert isinstance(location, LocalPath)
     path = os.path.realpath(location.path)
@@ -39,4 +44,4 @@ def open_path(repo: GitRepository, remote: Remote, target: UUID, highest: int, p
         raise RemoteUnavailable(
             f"expected repository UUID {target} but the repository in {os.fsdecode(location.path)} {has}"
         )
-    return LocalRepository(node, repo.uuid)
+    return node

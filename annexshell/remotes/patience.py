@@ -4,16 +4,20 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from annexshell.annex.config import Config
+    from annexshell.p2p.wire import Connection
     from annexshell.termination import Termination
 
 CONNECT_TIMEOUT = 60.0
+LONGEST = 1e6  # seconds; what is waited with takes no number that is much larger
 
 
 class Patience:
-    """Limits in seconds, None for none; and the two others who may lose interest."""
+    """Limits in seconds, None for none; the two others who may lose interest; and who else may listen."""
 
-    __slots__ = ("connect", "for_whom", "reply", "termination")
+    __slots__ = ("connect", "for_whom", "make_connection", "reply", "termination")
 
     def __init__(
         self,
@@ -27,6 +31,22 @@ class Patience:
         self.reply = reply  # for each thing that the remote is to say; checking a large file takes long, so no limit
         self.termination = termination  # a signal ends the waiting
         self.for_whom = for_whom  # the descriptor to the client: when nobody reads there any more, nobody waits
+        self.make_connection: Callable[..., Connection] | None = None  # by somebody who wants to know what is said
+
+    def connection(self, read_fd: int, write_fd: int) -> Connection:
+        """A connection to a remote, with the limits for the time until it has greeted."""
+        from annexshell.p2p.wire import Connection
+
+        make = self.make_connection or Connection
+        connection = make(
+            read_fd,
+            write_fd,
+            self.termination,
+            timeout=self.connect or self.reply,  # to be prepared for either
+            watched=self.for_whom,
+        )
+        connection.timeout = self.connect
+        return connection
 
 
 def from_config(config: Config, *, termination: Termination | None = None, for_whom: int | None = None) -> Patience:
@@ -43,4 +63,9 @@ def _seconds(value: bytes | None, default: float | None) -> float | None:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         return default  # unset, or nothing that makes sense
-    return seconds or None
+    return limit(seconds)
+
+
+def limit(seconds: float) -> float | None:
+    """SECONDS, which are 0 for no limit."""
+    return min(seconds, LONGEST) or None

@@ -7,7 +7,6 @@ import time
 
 from annexshell.errors import RemoteUnavailable
 from annexshell.p2p.client import P2PRepository
-from annexshell.p2p.wire import Connection
 from annexshell.process import ProgramNotFound
 from annexshell.remotes import sshcommand
 from annexshell.remotes.child import Child, environment_for_children
@@ -73,14 +72,7 @@ class SshRepository(P2PRepository):
         self._socket = socket
         began = time.monotonic()
         try:
-            connection = Connection(
-                child.read_fd,
-                child.write_fd,
-                patience.termination,
-                timeout=patience.connect or patience.reply,  # to be prepared for either
-                watched=patience.for_whom,
-            )
-            connection.timeout = patience.connect
+            connection = patience.connection(child.read_fd, child.write_fd)
             super().__init__(connection, target, highest, name=f"remote {remote}")
             connection.timeout = patience.reply
         except RemoteUnavailable as reason:
