@@ -31,13 +31,17 @@ class Costs:
         self._outputs: dict[bytes, bytes | None] = {}
 
     def of(
-        self, remote: Remote, default: float, recorded: bytes | None = None, *, look_at_setting: bool = True
+        self, remote: Remote, default: float, recorded: bytes | None = None, *, setting: bytes | None = None
     ) -> float:
-        """The cost of REMOTE by git config, else the one RECORDED in remote.log, else DEFAULT."""
-        configured = remote.setting(b"annex-cost") if look_at_setting else None
+        """The cost of REMOTE by git config, else the one RECORDED in remote.log, else DEFAULT.
+
+        SETTING, if given, counts instead of the remote's annex-cost.
+        """
         command = remote.setting(b"annex-cost-command")
         if command:
             configured = self._output(command, remote)  # annex-cost does not count then, whatever the command says
+        else:
+            configured = remote.setting(b"annex-cost") if setting is None else setting
         for text in (configured, recorded):
             cost = None if text is None else parse(text)
             if cost is not None:

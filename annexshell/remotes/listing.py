@@ -103,7 +103,9 @@ class _Listing:
                 yield self._remote(name, Special(kind), far if b":" in value else near)
 
     def _remote(self, name: bytes, location: Location, default_cost: float) -> Remote:
-        recorded = self._recorded_settings(name)
+        recorded = self._recorded_settings(_recorded_uuid(self._config, name))
+        if isinstance(location, Special) and recorded.get(b"type") != location.kind:
+            recorded = {}  # it is about something else
         remote = Remote(
             self._config, name, location, default_cost, read_uuid=lambda: _uuid_of(self._config, name, location)
         )
@@ -112,9 +114,8 @@ class _Listing:
             remote.cost += cost.surcharge(recorded)
         return remote
 
-    def _recorded_settings(self, name: bytes) -> Mapping[bytes, bytes]:
+    def _recorded_settings(self, uuid: UUID) -> Mapping[bytes, bytes]:
         """What remote.log has of a remote; nothing for most git remotes."""
-        uuid = _recorded_uuid(self._config, name)
         if not uuid:
             return {}
         if self._recorded is None:
@@ -147,10 +148,11 @@ class _Listing:
     def _through(self, proxy: Remote, uuid: UUID, name: bytes, *, in_cluster: bool) -> Remote:
         """The remote that PROXY calls NAME."""
         full_name = proxy.name + b"-" + name
-        default = cost.EXPENSIVE + (_BEHIND_CLUSTER if in_cluster else 0.0)
-        remote = Remote(self._config, full_name, proxy.location, default, read_uuid=lambda: uuid, proxy=proxy)
+        remote = Remote(self._config, full_name, proxy.location, cost.EXPENSIVE, read_uuid=lambda: uuid, proxy=proxy)
+        recorded = self._recorded_settings(uuid).get(b"cost")
         # The proxy's annex-cost is inherited, but not by the nodes of a cluster, who would compete with the cluster.
-        remote.cost = self._costs.of(remote, default, look_at_setting=not in_cluster)
+        setting = b"%.1f" % (cost.EXPENSIVE + _BEHIND_CLUSTER) if in_cluster else None
+        remote.cost = self._costs.of(remote, cost.EXPENSIVE, recorded, setting=setting)
         return remote
 
 

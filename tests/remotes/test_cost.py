@@ -88,10 +88,11 @@ def test_settings_for_all_remotes():
     assert cost(global_cost_command="echo 3", annex_cost_command="") == 200
 
 
-def test_a_setting_that_is_not_looked_at():
+def test_a_setting_that_counts_instead():
     costs = Costs()
-    assert costs.of(remote(annex_cost="6"), 200.1, look_at_setting=False) == 200.1
-    assert costs.of(remote(annex_cost_command="echo 6"), 200.1, look_at_setting=False) == 6
+    assert costs.of(remote(annex_cost="6"), 200.0, b"7", setting=b"200.1") == 200.1
+    assert costs.of(remote(annex_cost_command="echo 6"), 200.0, setting=b"200.1") == 6
+    assert costs.of(remote(annex_cost_command="echo x"), 200.0, b"7", setting=b"200.1") == 7
 
 
 @pytest.mark.parametrize("command", ["exit 3", "echo 7; exit 3", "no-such-command-at-all", "echo 7; kill -9 $$"])

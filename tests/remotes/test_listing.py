@@ -142,6 +142,8 @@ def test_what_is_recorded_of_special_remotes(proxy):
     assert costs(proxy.remotes(settings, remote=recorded)) == {"a": 55, "b": 56, "c": 100, "git": 7}
     settings += of("a", annex_cost="1")
     assert costs(proxy.remotes(settings, remote=recorded)) == {"a": 51, "b": 56, "c": 100, "git": 7}
+    recorded = recorded.replace("type=directory", "type=rsync").replace("type=git", "type=rsync")
+    assert costs(proxy.remotes(settings, remote=recorded)) == {"a": 1, "b": 100, "c": 100, "git": 7}
     assert costs(proxy.remotes(settings, remote="nonsense\n")) == {"a": 1, "b": 100, "c": 100, "git": 200}
 
 
@@ -271,11 +273,12 @@ class TestInstantiated:
         assert inner(*cheap) == 7
         assert inner(*told) == 9
         assert inner(cheap_all) == 8
-        assert inner(proxy=BEHIND, remote=f"{TARGET} cost=66 timestamp=1s\n{R} cost=67 timestamp=1s\n") == 200
+        assert inner(proxy=BEHIND, remote=f"{TARGET} cost=66 timestamp=1s\n{R} cost=67 timestamp=1s\n") == 66
         # Behind a cluster that is proxied for, too.
         assert inner(**CLUSTERED) == 200.1
         assert inner(*cheap, **CLUSTERED) == 200.1
         assert inner(cheap_all, **CLUSTERED) == 200.1
+        assert inner(**CLUSTERED, remote=f"{TARGET} cost=66 timestamp=1s\n") == 200.1
         assert inner(*told, **CLUSTERED) == 9
         assert inner(proxy=BEHIND, cluster=CLUSTERED["cluster"]) == 200
 
