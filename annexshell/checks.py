@@ -90,13 +90,20 @@ def check_uuids(repo: GitRepository, request: forced.Request, options: forced.Op
     Gives the last one of these, None if there is none (spec: shell §6.1, proxy §3.3). Raises Refused.
     """
     target: ProxiedRepository | None = None
-    for uuid in options.uuids:
-        own = repo.uuid or gcrypt_uuid(repo.config.get(b"core.gcrypt-id"))
-        if own and uuid == own:
-            continue
-        target = _proxied(repo, own, uuid)
-    if target is not None and not request.builtin.proxied:
-        raise Refused(f"Cannot proxy {_text(request.name)} command.")
+    try:
+        for uuid in options.uuids:
+            own = repo.uuid or gcrypt_uuid(repo.config.get(b"core.gcrypt-id"))
+            if own and uuid == own:
+                continue
+            before, target = target, _proxied(repo, own, uuid)
+            if before is not None:
+                before.abandon()
+        if target is not None and not request.builtin.proxied:
+            raise Refused(f"Cannot proxy {_text(request.name)} command.")
+    except BaseException:
+        if target is not None:
+            target.abandon()
+        raise
     return target
 
 

@@ -120,17 +120,22 @@ class ProxiedRepository(Repository):
         self.remote = remote
         self.patience = Patience()
         self.protocol_version = 0
-        self._highest = 0
         self._node: Repository | None = None
 
+    def abandon(self) -> None:
+        """Nothing will be asked of it: let go of what finding it took."""
+        self.local.branch.close()
+
     def agree(self, highest: int) -> int:
-        self._highest = highest
+        self.protocol_version = highest
         self.protocol_version = min(highest, self._connected().protocol_version)
         return self.protocol_version
 
     def _connected(self) -> Repository:
         if self._node is None:
-            self._node = open_remote(self.local.repo, self.remote, self.uuid, self._highest, self.patience)
+            # At the client's version, also when it is opened again: what follows content differs between versions.
+            highest = self.protocol_version
+            self._node = open_remote(self.local.repo, self.remote, self.uuid, highest, self.patience)
         return self._node
 
     # For the exchanges too.
