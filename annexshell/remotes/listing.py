@@ -159,11 +159,8 @@ class _Listing:
 def _names_with(config: Config, setting: bytes) -> list[bytes]:
     """The remotes that have SETTING, in the order of the settings' full names."""
     start, end = b"remote.", b"." + setting
-    return [
-        name[len(start) : -len(end)]
-        for name in sorted(config.names())
-        if name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)
-    ]
+    found = [name for name in config.names() if name.startswith(start) and name.endswith(end)]
+    return [name[len(start) : -len(end)] for name in sorted(found) if len(name) > len(start) + len(end)]
 
 
 def _configured_names(config: Config) -> set[bytes]:

@@ -24,6 +24,7 @@ _FILE = b"file://"
 _SPECIAL_KINDS = ((b"gcrypt::", GCRYPT), (b"tor-annex::", P2P), (b"p2p-annex::", P2P))
 
 _SCHEME = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-.")
+_NOT_IN_HOSTS = frozenset(b"[]?#")
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 _MAX_PORT_DIGITS = 5
 
@@ -186,7 +187,7 @@ def _split_port(authority: bytes) -> tuple[bytes, bytes]:
     """Host and port; an IPv6 address has brackets around it. The host is empty if it is not a legal one."""
     if not authority.startswith(b"["):
         host, _, port = authority.partition(b":")
-        return (b"" if b"[" in host or b"]" in host else host), port
+        return (host if _NOT_IN_HOSTS.isdisjoint(host) else b""), port
     address, bracket, rest = authority[1:].partition(b"]")
     digits = address.partition(b"%")[0]  # what follows is the network interface
     is_address = digits.count(b":") >= 2 and _HEX.issuperset(digits.replace(b":", b"").replace(b".", b""))

@@ -125,6 +125,8 @@ def test_ssh(parse, url, expected):
         "ssh://[::1/a",
         "ssh://[foo]/a",
         "ssh://[::1]x/a",
+        "ssh://host?x/a",
+        "ssh://host#x",
         "[host]:b",
         "[host]b:c",
         "[a:b]:c",
