@@ -38,11 +38,11 @@ def main() -> int:
     """Run what the command line asks for; gives the exit status."""
     words = [os.fsencode(word) for word in sys.argv[1:]]
     words = with_original_command(words, os.environb)
-    if is_for_people(sys.argv[0], words, os.environb):
-        from annexshell.cli import main as run_program
-
-        return run_program()
     try:
+        if is_for_people(sys.argv[0], words, os.environb):
+            from annexshell.cli import main as run_program
+
+            return run_program()
         process.prepare()
         return run_wire_command(words)
     except Exception as reason:

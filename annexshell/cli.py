@@ -40,8 +40,8 @@ def program() -> None:
         git remote add server ssh://HOST/~/REPOSITORY
         git annex sync --content server
 
-    Below, the commands that take a DIRECTORY are what clients send; "annexshell COMMAND --help" tells what each
-    one is for.
+    Below, demo, link-shell and proxy are for people, and the others are what clients send; "annexshell COMMAND
+    --help" tells what each one is for.
     """
 
 
@@ -94,6 +94,94 @@ def demo(size: int, keep: bool, as_json: bool) -> None:
     from annexshell.commands import demo
 
     raise SystemExit(demo.run(size, keep=keep, as_json=as_json))
+
+
+def _check_seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value < float("inf"):
+        raise click.BadParameter(f"{value} is not a number of seconds.")
+    return value
+
+
+@program.command()
+@click.argument("directory", type=click.Path())
+@click.argument("remote", metavar="REMOTE|UUID")
+@click.option("--trace", is_flag=True, help="Tell on stderr what is said, and the hash of content.")
+@click.option("--dry-run", is_flag=True, help="Tell which remote would be used, and how; contact nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what --dry-run tells as JSON, for scripts.")
+@click.option("--read-only", is_flag=True, help="Let nothing be changed.")
+@click.option("--append-only", is_flag=True, help="Let content be added, but not removed.")
+@click.option(
+    "--connect-timeout",
+    type=float,
+    callback=_check_seconds,
+    metavar="SECONDS",
+    help="How long the remote may take to be reached; 0 for no limit.  [default: 60]",
+)
+@click.option(
+    "--reply-timeout",
+    type=float,
+    callback=_check_seconds,
+    metavar="SECONDS",
+    help="How long the remote may take for each thing it says; 0 for no limit.  [default: no limit]",
+)
+@click.option("-d", "--debug", is_flag=True, help="Tell on stderr what is going on.")
+def proxy(
+    directory: str,
+    remote: str,
+    trace: bool,
+    dry_run: bool,
+    as_json: bool,
+    read_only: bool,
+    append_only: bool,
+    connect_timeout: float | None,
+    reply_timeout: float | None,
+    debug: bool,
+) -> None:
+    """Stand between stdin, stdout and a remote.
+
+    Does by hand what "p2pstdio --uuid" does when a client asks for one of the remotes of the repository in
+    DIRECTORY: speaks the P2P protocol for that remote over stdin and stdout until stdin is closed, and records in
+    the git-annex branch what becomes of content there. For finding out why a proxied remote does not work, and for
+    scripts. "man annexshell-proxy" has the messages of the protocol.
+
+    \b
+    The repository has to allow that, once for each remote:
+        git remote add NAME URL && git annex sync NAME
+        git config remote.NAME.annex-proxy true
+        git annex updateproxy
+
+    \b
+    Examples:
+        annexshell proxy --dry-run ~/annex NAME
+        printf 'VERSION 4\\nGETTIMESTAMP\\n' | annexshell proxy --trace ~/annex NAME
+
+    GIT_ANNEX_SHELL_READONLY and GIT_ANNEX_SHELL_APPENDONLY restrict this too.
+
+    \b
+    Exit status:
+        0   the client has ended the session; with --dry-run: the remote could be used
+        1   it is not allowed, the remote failed, or the session broke; stderr says why
+        2   the command line makes no sense
+        255 it could not be tried, for a reason that may pass
+    """
+    if as_json and not dry_run:
+        raise click.UsageError("--json is for --dry-run; --trace writes JSON where stderr is no terminal")
+    from annexshell import access
+    from annexshell.commands import proxy
+
+    mode = access.READ_ONLY if read_only else access.APPEND_ONLY if append_only else access.READ_WRITE
+    status = proxy.run(
+        directory,
+        remote,
+        mode=mode,
+        trace=trace,
+        dry_run=dry_run,
+        as_json=as_json,
+        connect_timeout=connect_timeout,
+        reply_timeout=reply_timeout,
+        debug=debug,
+    )
+    raise SystemExit(status)
 
 
 _OPTIONS = [
