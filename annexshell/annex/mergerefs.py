@@ -84,24 +84,24 @@ class _Merge:
 
 
 class _Update:
-    __slots__ = ("_cat_file", "_journal", "_merged", "_pending", "_permissions", "_repo")
+    __slots__ = ("_cat_file", "_journal", "_merged", "_pending", "_permissions", "_refs", "_repo")
 
     def __init__(self, repo: GitRepository, permissions: Permissions, journal: Journal, cat_file: CatFile) -> None:
         self._repo = repo
         self._permissions = permissions
         self._journal = journal
         self._cat_file = cat_file
-        # Name and id of what is still to be looked at. Listed once: by its id, a ref is what it was, whatever
-        # others do to it, and what arrives later is for the next look.
-        self._pending = self._unknown()
-        self._merged: list[_Ref] = []  # found to be in the branch, or put there
+        # Name and id. Listed once: by its id, a ref is what it was, whatever others do to it, and what arrives later
+        # is for the next look.
+        self._refs = annexrefs.listed(repo, cat_file)
+        self._pending = self._unknown()  # those that are still to be looked at
+        self._merged: set[bytes] = set()  # ids that were found to be in the branch, or put there
 
     def _unknown(self) -> list[tuple[bytes, bytes]]:
-        refs = annexrefs.listed(self._repo, self._cat_file)
         known = annexrefs.known(self._repo)
-        known.update(id for name, id in refs if name == branchref.BRANCH)
+        known.update(id for name, id in self._refs if name == branchref.BRANCH)
         first: dict[bytes, bytes] = {}
-        for name, id in refs:
+        for name, id in self._refs:
             if id not in known:
                 first.setdefault(id, name)
         return [(name, id) for id, name in first.items()]
@@ -210,15 +210,15 @@ class _Update:
 
     def _settle(self, refs: list[_Ref]) -> None:
         """These are in the branch."""
-        ids = {ref.id for ref in refs}
-        self._pending = [(name, id) for name, id in self._pending if id not in ids]
-        self._merged += refs
+        self._merged.update(ref.id for ref in refs)
+        self._pending = [(name, id) for name, id in self._pending if id not in self._merged]
 
     def _remember(self) -> None:
-        if not self._merged:
+        merged = [(name, id) for name, id in self._refs if id in self._merged]
+        if not merged:
             return
         try:
-            annexrefs.remember_merged(self._repo, self._permissions, [(ref.name, ref.id) for ref in self._merged])
+            annexrefs.remember_merged(self._repo, self._permissions, merged)
         except OSError as reason:
             # Which only means that they will be looked at again.
             log.debug(f"cannot write {os.fsdecode(self._repo.annexdir)}/mergedrefs: {reason.strerror}")

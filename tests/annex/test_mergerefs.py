@@ -64,8 +64,10 @@ def history(annex: Annex) -> list[str]:
 
 
 def merged(annex: Annex) -> dict[str, str]:
-    text = (annex.directory / "mergedrefs").read_text()
-    assert text.endswith("\n")
+    """The refs that are known to be merged."""
+    file = annex.directory / "mergedrefs"
+    text = file.read_text() if file.exists() else ""
+    assert text[-1:] in ("", "\n")
     return {name: id for id, name in (row.split("\t") for row in text.splitlines())}
 
 
@@ -339,6 +341,17 @@ def test_refs_that_others_have_seen(annex, file):
     assert update(annex)
     if file == "ignoredrefs":
         assert (annex.directory / file).read_text() == content.replace(pushed, "rubbish\n\t\n")
+
+
+def test_two_refs_that_are_the_same_are_both_known_to_be_merged(annex, monkeypatch):
+    pushed = push_to(annex, SYNCED, {"a.log": b"a\n"})
+    annex.git("update-ref", OTHER, pushed)
+    assert update(annex)
+    assert merged(annex) == {SYNCED: pushed, OTHER: pushed}
+    push_to(annex, SYNCED, {"b.log": b"b\n"})
+    assert update(annex)
+    monkeypatch.setattr(git, "output", None)
+    assert not update(annex)
 
 
 def test_one_line_for_a_ref_in_mergedrefs(annex):
@@ -724,3 +737,29 @@ def test_sigkill_loses_nothing(annex, point, then):
     assert annex.commit()
     shutil.rmtree(annex.directory / "othertmp")  # of the one that was killed
     assert in_step(annex)
+
+
+@pytest.mark.parametrize("point", [("git", b"merge-base"), ("git", b"update-ref"), ("os", "rename", 1)], ids=str)
+def test_sigkill_when_the_branch_just_moves(annex, point):
+    pushed = push_to(annex, SYNCED, {LOG: line(100, 1, HERE) + line(90, 1, b"synced")})
+
+    def deadly():
+        die_at(point)
+        update(annex)
+
+    assert forked(deadly) == -signal.SIGKILL
+    assert update(annex) == (point[0] == "git")
+    assert annex.tip() == pushed
+    assert merged(annex) == {SYNCED: pushed}
+
+
+def test_nobody_depends_on_mergedrefs(annex, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(annexrefs, "remember_merged", fail)
+    pushed = push_to(annex, SYNCED, {"a.log": b"a\n"})
+    assert update(annex)
+    assert annex.tip() == pushed
+    annex.push({"b.log": b"b\n"})
+    assert not update(annex)

@@ -151,7 +151,7 @@ def test_forgetting(annex, real, tmp_path, git_annex_path, capfd):
     assert not update(annex)
     assert "git annex forget" in capfd.readouterr().err
     assert annex.tip() == old
-    assert SYNCED not in (annex.directory / "mergedrefs").read_text()
+    assert SYNCED not in merged(annex)
     real("merge")
     assert annex.git("merge-base", "--is-ancestor", SYNCED, REF) == ""
     assert "transitions.log" in annex.tree()
