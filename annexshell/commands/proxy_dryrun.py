@@ -82,12 +82,14 @@ def examine(repo: GitRepository, branch: Branch, remotes: Sequence[Remote], uuid
             candidate.reason = f"remote {chosen.name} comes first"
         else:
             chosen = candidate
-            try:
-                candidate.reached = how_to_reach(repo, remote, uuid)
-                candidate.used = True
-            except RemoteUnavailable as reason:
-                candidate.reason = str(reason)
-                refusal = refusal or f"cannot connect to remote {remote}: {reason}"
+            candidate.reason = refusal
+            if refusal is None:
+                try:
+                    candidate.reached = how_to_reach(repo, remote, uuid)
+                    candidate.used = True
+                except RemoteUnavailable as reason:
+                    candidate.reason = str(reason)
+                    refusal = f"cannot connect to remote {remote}: {reason}"
     return Report(_text(uuid), refusal is None, refusal, candidates)
 
 

@@ -251,12 +251,11 @@ def test_columns_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     show = tracing.terminal_format()
     key = "SHA256E-s3--" + "0" * 300
+    content = {"length": 1234567, "sha256": "ab", "missing": 9}
     lines = [
         show({"time": 0.1234, "from": CLIENT, "to": PROXY, "message": f"PUT [bold] {key}"}),
         show({"time": 1234.5, "from": PROXY, "to": REMOTE, "message": "a\x1b[31mb\nc"}),
-        show(
-            {"time": 2.0, "from": REMOTE, "to": PROXY, "content": {"length": 1234567, "sha256": "ab", "missing": 9}}
-        ),
+        show({"time": 2.0, "from": REMOTE, "to": PROXY, "content": content}),
         show({"time": 2.0, "from": PROXY, "note": "so it is"}),
     ]
     assert lines[0] == f"   0.123  client → proxy   PUT [bold] {key}"
