@@ -11,7 +11,7 @@ from annexshell.annex import backends
 from annexshell.errors import NotLocked, NotPresent, PeerError, ProtocolError, RemoteUnavailable, TransferRefused
 from annexshell.p2p import messages as m
 from annexshell.p2p.versions import HIGHEST, VERSIONS
-from annexshell.p2p.wire import Payload
+from annexshell.p2p.wire import Payload, TimedOut
 from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
 from annexshell.uuid import UUID
 
@@ -82,9 +82,8 @@ class P2PRepository(Repository):
             raise RemoteUnavailable(f"the connection to {self.name} is not usable any more")
         try:
             self._connection.send(*messages)
-        except OSError as reason:
-            self.usable = False
-            raise RemoteUnavailable(f"lost the connection to {self.name}: {reason.strerror}") from reason
+        except (OSError, TimedOut) as reason:
+            raise self.lost(reason) from reason
         except BaseException:
             self.usable = False
             raise
@@ -107,12 +106,17 @@ class P2PRepository(Repository):
     def _read_line(self) -> bytes | None:
         try:
             return self._connection.read_line()
-        except (OSError, ProtocolError) as reason:
-            self.usable = False
-            raise RemoteUnavailable(f"lost the connection to {self.name}: {reason}") from reason
+        except (OSError, ProtocolError, TimedOut) as reason:
+            raise self.lost(reason) from reason
         except BaseException:
             self.usable = False
             raise
+
+    def lost(self, reason: Exception) -> RemoteUnavailable:
+        """The connection is not usable any more, for REASON."""
+        self.usable = False
+        why = reason.strerror if isinstance(reason, OSError) else reason
+        return RemoteUnavailable(f"lost the connection to {self.name}: {why}")
 
     def out_of_step(self, request: str, answer: m.Message) -> RemoteUnavailable:
         """The connection is not usable any more, since ANSWER answers nothing that was asked."""
@@ -120,6 +124,10 @@ class P2PRepository(Repository):
         return RemoteUnavailable(f"{self.name} answered {request} with {answer!r}")
 
     def ask(self, request: m.Message) -> m.Message:
+        if self._connection.has_read_ahead:
+            # It would be taken for the answer.
+            self.usable = False
+            raise RemoteUnavailable(f"{self.name} has said more than it was asked")
         self.send(request)
         return self.receive()
 
@@ -156,7 +164,7 @@ class P2PRepository(Repository):
         answer = self.ask(m.Get(offset, file, key))
         if not isinstance(answer, m.Data):
             raise self.out_of_step("GET", answer)
-        content = _Download(self, _DownloadPayload(self._connection, answer.length, self.name))
+        content = _Download(self, _DownloadPayload(self, self._connection, answer.length))
         if answer.length == 0 and self.rules.validity and not content.still_valid():
             content.acknowledge(False)
             raise NotPresent(f"{self.name} does not have {key}")
@@ -202,21 +210,27 @@ class _RemoteLock(ContentLock):
 class _DownloadPayload(Payload):
     """Content bytes from a peer whose hanging up is not the same as our client's."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("_repository",)
 
-    def __init__(self, connection: Connection, length: int, name: str) -> None:
+    def __init__(self, repository: P2PRepository, connection: Connection, length: int) -> None:
         super().__init__(connection, length)
-        self._name = name
+        self._repository = repository
 
     def readinto(self, view: memoryview) -> int:
-        return super().readinto(view) or self._end()
+        try:
+            return super().readinto(view) or self._end()
+        except TimedOut as reason:
+            raise self._repository.lost(reason) from reason
 
     def splice(self, out: int, count: int) -> int | None:
-        moved = super().splice(out, count)
+        try:
+            moved = super().splice(out, count)
+        except TimedOut as reason:
+            raise self._repository.lost(reason) from reason
         return self._end() if moved == 0 else moved
 
     def _end(self) -> int:
-        raise RemoteUnavailable(f"lost the connection to {self._name} while it sent content")
+        raise RemoteUnavailable(f"lost the connection to {self._repository.name} while it sent content")
 
 
 class _Download(Content):
@@ -229,15 +243,21 @@ class _Download(Content):
 
     def still_valid(self) -> bool:
         if self._valid is None:
-            self._valid = True
-            if self._repository.rules.validity:
-                answer = self._repository.receive()
-                if not isinstance(answer, m.Valid | m.Invalid):
-                    raise self._repository.out_of_step("GET", answer)
-                self._valid = isinstance(answer, m.Valid)
+            self._valid = self._receive_validity() if self._repository.rules.validity else True
         return self._valid
 
+    def _receive_validity(self) -> bool:
+        try:
+            answer = self._repository.receive()
+        except PeerError as reason:
+            self._repository.usable = False
+            raise RemoteUnavailable(f"{reason.who} does not vouch for the content it sent: {reason}") from reason
+        if not isinstance(answer, m.Valid | m.Invalid):
+            raise self._repository.out_of_step("GET", answer)
+        return isinstance(answer, m.Valid)
+
     def acknowledge(self, received: bool) -> None:
+        self.still_valid()  # what the peer says of it comes before, also where nobody wants to know
         self._acknowledged = True
         self._repository.send(m.Success() if received else m.Failure())
 
@@ -263,17 +283,22 @@ class _RemoteUpload(Upload):
     def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
         self._begun = True
         repository = self._repository
-        # Until the sender has said that the content is valid, a peer that could not find out has to lack a byte.
-        held_back = 1 if length and not self._peer_can_reject() else 0
+        # Until the sender has said that the content is valid, a peer that could not find out must not have all of it:
+        # a byte is held back, or if there is none, that there is none.
+        careful = not self._peer_can_reject()
+        held_back = min(length, 1) if careful else 0
+        announcement: m.Data | None = m.Data(length)
         try:
-            self._send(m.Data(length), length - held_back, source)
+            if length or not careful:
+                self._send(announcement, length - held_back, source)
+                announcement = None
             last: list[bytes] = []
             relay.to_callable(source, held_back, lambda view: last.append(bytes(view)))
             valid = validity()
-            if held_back and valid is False:
+            if careful and valid is False:
                 repository.usable = False
                 return Outcome(False)
-            self._send(None, held_back, relay.BytesSource(b"".join(last)))
+            self._send(announcement, held_back, relay.BytesSource(b"".join(last)))
         except BaseException:
             # What was announced cannot be completed, and must not look as if it had been.
             repository.usable = False
@@ -296,6 +321,8 @@ class _RemoteUpload(Upload):
         except BrokenPipeError as reason:
             # Of a pipe that is read from there is no such error, so this is about the peer.
             raise RemoteUnavailable(f"lost the connection to {repository.name} while sending content") from reason
+        except TimedOut as reason:
+            raise repository.lost(reason) from reason
 
     def check_stored(self) -> bool:
         if not self._repository.rules.data_present:
@@ -307,7 +334,7 @@ class _RemoteUpload(Upload):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._begun and self._repository.usable:
-            if kind is not None:
+            if kind is not None or not self._peer_can_reject():
                 self._repository.usable = False
                 return
             # The peer waits for DATA. None at all, and invalid, leaves what it has for the next attempt.

@@ -33,8 +33,10 @@ class ProxySession(Server):
     def _client_error(self, message: m.Error) -> NoReturn:
         raise ProtocolError(f"client error: {message.text.decode('utf-8', 'backslashreplace')}")
 
-    def _not_data(self, message: m.Message | None) -> NoReturn:
-        self._unexpected(message)
+    def _not_data(self, message: m.Message | None) -> None:
+        if not isinstance(message, m.DataPresent):
+            self._unexpected(message)
+        super()._not_data(message)  # as the repository itself would, not knowing it at this version
 
     def _version(self, request: m.Version) -> None:
         if self._agreed:

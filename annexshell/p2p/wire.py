@@ -25,6 +25,10 @@ class LineTooLong(ProtocolError):
     """No LF among the first 32768 bytes: what follows cannot be made sense of."""
 
 
+class TimedOut(RemoteUnavailable):
+    """The peer has let us wait for too long. Who that is, the owner of the connection knows."""
+
+
 class Connection:
     """One end of a conversation. The descriptors are the caller's to close."""
 
@@ -42,7 +46,7 @@ class Connection:
         """With TERMINATION, a signal interrupts waiting for the peer.
 
         With TIMEOUT, waiting for one thing that the peer is to say or take lasts so many seconds at the most, and
-        raises RemoteUnavailable then. WATCHED is a descriptor on which somebody else is to get what this peer says:
+        raises TimedOut then. WATCHED is a descriptor on which somebody else is to get what this peer says:
         when nobody reads there any more, waiting ends with Hangup.
         """
         self._termination = termination or Termination()
@@ -104,7 +108,7 @@ class Connection:
         return self.timeout is not None or self._watched is not None
 
     def _wait_for(self, fd: int, event: int) -> None:
-        """Return when FD is ready. Raises RemoteUnavailable and Hangup as described above."""
+        """Return when FD is ready. Raises TimedOut and Hangup as described above."""
         poll = select.poll()
         poll.register(fd, event)
         if self._watched is not None:
@@ -118,7 +122,7 @@ class Connection:
             raise Hangup("the client is gone")
         if not ready:
             does = "said" if event == select.POLLIN else "taken"
-            raise RemoteUnavailable(f"it has {does} nothing for {self.timeout:g} seconds")
+            raise TimedOut(f"it has {does} nothing for {self.timeout:g} seconds")
 
     def _wait_to_write(self) -> None:
         self._wait_for(self.write_fd, select.POLLOUT)

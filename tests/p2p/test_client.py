@@ -68,14 +68,38 @@ def test_everything_that_can_be_asked(version):
     assert talk.error is None
 
 
+@pytest.mark.parametrize("key", [ABSENT, Key(b"WORM--absent")])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_upload_given_up_leaves_the_connection_in_step(version):
+def test_an_upload_given_up_is_not_stored(version, key):
+    """It can be told by the end of the connection only to a peer that would take no content for all of it."""
     served = MemoryRepository()
     with Talk(served) as talk:
         remote = connected(talk, version)
-        with remote.put(ABSENT, None):
+        with remote.put(key, None):
             pass
-        assert remote.gettimestamp() == 1000
+        assert remote.usable == (version > 0 and key is ABSENT)
+        if remote.usable:
+            assert remote.gettimestamp() == 1000
+    assert served.contents == {}
+
+
+@pytest.mark.parametrize("key", [ABSENT, Key(b"WORM--absent")])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_content_at_all_declared_invalid_is_not_stored(version, key):
+    served = MemoryRepository()
+    with Talk(served) as talk:
+        remote = connected(talk, version)
+        with remote.put(key, None) as upload:
+            assert not upload.receive(0, BytesSource(b""), lambda: False)
+    assert served.contents == {}
+
+
+def test_empty_content_is_stored():
+    for version in VERSIONS:
+        served = MemoryRepository()
+        with Talk(served) as talk, connected(talk, version).put(Key(b"WORM--absent"), None) as upload:
+            assert upload.receive(0, BytesSource(b""), lambda: True)
+        assert served.contents == {Key(b"WORM--absent"): b""}
 
 
 def test_uuids_of_others_are_passed_on():
@@ -151,25 +175,28 @@ def test_presence_that_the_peer_cannot_tell():
 
 
 class Scripted:
-    """A peer that says what it was told to, whatever it hears."""
+    """A peer that says what it was told to, whatever it hears: the first of LINES, and another for each line heard."""
 
     def __init__(self, *lines: bytes) -> None:
         self.read_fd, write_fd = os.pipe()
-        self.devnull = os.open(os.devnull, os.O_WRONLY)
+        heard_fd, self.write_fd = os.pipe()
 
         def speak() -> None:
-            os.write(write_fd, b"".join(lines))
-            os.close(write_fd)
+            with os.fdopen(heard_fd, "rb") as heard, os.fdopen(write_fd, "wb", buffering=0) as voice:
+                for number, line in enumerate(lines):
+                    if number:
+                        heard.readline()
+                    voice.write(line)
 
         threading.Thread(target=speak).start()
-        self.connection = Connection(self.read_fd, self.devnull)
+        self.connection = Connection(self.read_fd, self.write_fd)
 
     def __enter__(self) -> Connection:
         return self.connection
 
     def __exit__(self, *exc: object) -> None:
         os.close(self.read_fd)
-        os.close(self.devnull)
+        os.close(self.write_fd)
 
 
 @pytest.mark.parametrize(
@@ -220,3 +247,34 @@ def test_answers_that_make_no_sense(answer, ask):
         with pytest.raises(RemoteUnavailable):
             ask(remote)
         assert not remote.usable
+
+
+def test_what_was_said_unasked_is_no_answer():
+    """Neither SUCCESS may be taken for the lock that is asked for next."""
+    with Scripted(b"AUTH-SUCCESS u\n", b"VERSION 4\n", b"SUCCESS\nSUCCESS\n") as connection:
+        remote = P2PRepository(connection)
+        assert remote.checkpresent(KEY)
+        with pytest.raises(RemoteUnavailable, match="more than it was asked"):
+            remote.lockcontent(KEY)
+        assert not remote.usable
+
+
+@pytest.mark.parametrize("validity", [b"ERROR it changed\n", b"SUCCESS\n", b"???\n", b""])
+def test_content_that_the_peer_does_not_vouch_for(validity):
+    with Scripted(b"AUTH-SUCCESS u\n", b"VERSION 4\n", b"DATA 5\nhello" + validity) as connection:
+        remote = P2PRepository(connection, name="remote r")
+        with remote.get(KEY, 0, None) as content:
+            assert read(content) == b"hello"
+            with pytest.raises(RemoteUnavailable, match="remote r"):
+                content.still_valid()
+        assert not remote.usable
+
+
+def test_an_acknowledgement_comes_after_the_validity():
+    """Also where the receiver is of a version that does not have any, and so nobody asks for it."""
+    with Scripted(b"AUTH-SUCCESS u\n", b"VERSION 4\n", b"DATA 5\nhelloVALID\n", b"") as connection:
+        remote = P2PRepository(connection)
+        with remote.get(KEY, 0, None) as content:
+            assert read(content) == b"hello"
+            content.acknowledge(True)
+        assert remote.usable
