@@ -191,11 +191,13 @@ class _Download(Content):
             raise PeerError("the answer to get is in an encoding that was not asked for", who)
         self._session = session
         self._reply = reply
+        self._end_was_read = False
         self.length = int(length)
         self.source = self._body = _Body(session, reply, self.length)
 
     def still_valid(self) -> bool:
         """A server withholds the last byte of content that has changed, or sends more (spec: http §5.2)."""
+        self._end_was_read = True
         self._reply.connection.set_deadline(self._session.deadline)
         return not self._body.remaining and not self._reply.read(1)
 
@@ -203,8 +205,8 @@ class _Download(Content):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._body.remaining:
-                # The end of a body is not read together with its last byte, and not every caller has a use for it.
+            if not self._body.remaining and not self._end_was_read:
+                # It does not come with the last byte, and not every caller has a use for it.
                 self._reply.connection.set_deadline(time.monotonic() + _END_TIME)
                 self._reply.read(1)
         except RemoteUnavailable:

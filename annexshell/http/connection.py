@@ -228,6 +228,7 @@ class Reply:
                 if self._response.length:
                     raise http.client.IncompleteRead(b"", self._response.length)
                 self._is_complete = True
+                self._response.close()  # or http.client would not take the next request
             return data
 
     def read_all(self, limit: int) -> bytes:

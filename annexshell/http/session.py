@@ -6,12 +6,10 @@ of which a second one runs out by itself.
 
 from __future__ import annotations
 
-import os
-import ssl
 import threading
 import time
 
-from annexshell import __version__, process
+from annexshell import __version__
 from annexshell.errors import PeerError, RemoteUnavailable
 from annexshell.http import urls
 from annexshell.http.connection import Connection, Reply, Translated
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeVar
 
-    from annexshell.annex.gitrepo import GitRepository
     from annexshell.http.credentials import Credential, Credentials
+    from annexshell.http.tls import Trust
     from annexshell.http.urls import Base
     from annexshell.remotes.patience import Patience
 
@@ -53,11 +51,11 @@ class Request:
 class Session:
     """Can be used by several threads at once."""
 
-    def __init__(self, base: Base, credentials: Credentials, patience: Patience, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, base: Base, credentials: Credentials, patience: Patience, trust: Trust) -> None:
         self.base = base
         self._credentials = credentials
         self._patience = patience
-        self._tls = tls
+        self._trust = trust
         self._idle: list[Connection] = []
         self._mutex = threading.Lock()
         self._closed = False
@@ -202,14 +200,7 @@ class Session:
         deadline = self._opening_deadline
         if deadline is None:
             deadline = _deadline(self._patience.connect)
-        return Connection(base, self._patience, deadline, self._tls_context(base))
-
-    def _tls_context(self, base: Base) -> ssl.SSLContext | None:
-        if not base.tls:
-            return None
-        if self._tls is None:
-            self._tls = ssl.create_default_context()  # redirected from http to https
-        return self._tls
+        return Connection(base, self._patience, deadline, self._trust.context(base) if base.tls else None)
 
     def _take_idle(self, base: Base) -> Connection | None:
         while True:
@@ -251,32 +242,3 @@ def _headers(headers: Mapping[str, str], credential: Credential | None) -> dict[
 
 def _deadline(seconds: float | None) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
-
-
-def tls_context(repo: GitRepository, base: Base) -> ssl.SSLContext:
-    """Whom to trust, as git is told for this url. Raises RemoteUnavailable."""
-    settings = _git_http_settings(repo, base)
-    verify = settings.get(b"http.sslverify", b"true").lower() not in (b"false", b"no", b"off", b"0", b"")
-    ca_file = os.environb.get(b"GIT_SSL_CAINFO") or settings.get(b"http.sslcainfo")
-    ca_path = os.environb.get(b"GIT_SSL_CAPATH") or settings.get(b"http.sslcapath")
-    try:
-        context = ssl.create_default_context(
-            cafile=ca_file and os.path.expanduser(ca_file), capath=ca_path and os.path.expanduser(ca_path)
-        )
-    except OSError as reason:
-        raise RemoteUnavailable(f"cannot read the certificates of http.sslCAInfo: {reason.strerror}") from reason
-    if not verify or os.environb.get(b"GIT_SSL_NO_VERIFY"):
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _git_http_settings(repo: GitRepository, base: Base) -> dict[bytes, bytes]:
-    """The http.* settings that hold for the url of BASE, which may have some of its own."""
-    argv = repo.git(b"config", b"--null", b"--get-urlmatch", b"http", base.web_url.encode())
-    listing = process.run(argv, stderr=None).output
-    settings = {}
-    for entry in listing.split(b"\0")[:-1]:
-        name, newline, value = entry.partition(b"\n")
-        settings[name.lower()] = value if newline else b"true"
-    return settings

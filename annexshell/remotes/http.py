@@ -19,12 +19,13 @@ def open_http(repo: GitRepository, remote: Remote, target: UUID, highest: int, p
     from annexshell.http import urls
     from annexshell.http.client import HttpRepository
     from annexshell.http.credentials import Credentials, GitCredentials, url_for_credentials
-    from annexshell.http.session import Session, tls_context
+    from annexshell.http.session import Session
+    from annexshell.http.tls import Trust
 
     assert isinstance(remote.location, AnnexHttp)
     url = remote.location.url
     base = urls.parse(url)
     git_url = (remote.proxy or remote).setting(b"url")  # which is asked for passwords, as git itself does
     helpers = GitCredentials(repo, url_for_credentials(url, base, git_url), patience.connect)
-    tls = tls_context(repo, base) if base.tls else None
-    return HttpRepository(Session(base, Credentials(base, helpers), patience, tls), target, repo.uuid, highest)
+    session = Session(base, Credentials(base, helpers), patience, Trust(repo))
+    return HttpRepository(session, target, repo.uuid, highest)
