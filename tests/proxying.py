@@ -64,7 +64,25 @@ def set_config(directory: Path, settings: Mapping[str, str]) -> None:
             file.write(f'\t{variable} = "{value}"\n')
 
 
-class Proxy:
+class OnDisk:
+    """A repository's branch, looked at from outside."""
+
+    directory: Path
+
+    def logged(self, key: Key, *, committed: bool = False) -> dict[UUID, bytes]:
+        """What the location log says now, or what of it is COMMITTED: status by uuid."""
+        repo = GitRepository(os.fsencode(self.directory))
+        with Branch(repo, Permissions(repo)) as branch:
+            name = branch.key_log(key)
+            if not committed:
+                text = branch.read(name)
+            else:
+                command = ["git", "-C", str(self.directory), "cat-file", "blob", f"git-annex:{name.decode()}"]
+                text = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        return {UUID(uuid): status for uuid, (_, status) in location.parse(text).items()}
+
+
+class Proxy(OnDisk):
     """The repository OWN that may stand in front of its remote ``b``, which has the uuid NODE."""
 
     def __init__(self, directory: Path) -> None:
@@ -91,23 +109,12 @@ class Proxy:
     def target(self, uuid: UUID = NODE) -> ProxiedRepository:
         return check_can_proxy(GitRepository(os.fsencode(self.directory)), uuid)
 
-    def logged(self, key: Key, *, committed: bool = False) -> dict[UUID, bytes]:
-        """What the location log says now, or what of it is COMMITTED: status by uuid."""
-        repo = GitRepository(os.fsencode(self.directory))
-        with Branch(repo, Permissions(repo)) as branch:
-            name = branch.key_log(key)
-            if not committed:
-                text = branch.read(name)
-            else:
-                command = ["git", "-C", str(self.directory), "cat-file", "blob", f"git-annex:{name.decode()}"]
-                text = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
-        return {UUID(uuid): status for uuid, (_, status) in location.parse(text).items()}
-
 
 class RealNode:
     """A repository on disk, served by annexshell."""
 
     def __init__(self, directory: Path, uuid: UUID = NODE) -> None:
+        self.uuid = uuid
         self.directory = make_annex(directory, uuid.decode(), bare=True)
 
     def open(self) -> LocalRepository:
@@ -129,10 +136,10 @@ class RealNode:
 
     def __call__(self, link: Link) -> None:
         """Serve one connection, as a script."""
-        link.say(b"AUTH-SUCCESS %s\n" % NODE)
+        link.say(b"AUTH-SUCCESS %s\n" % self.uuid)
         repository = self.open()
         try:
-            Server(repository, Connection(link.read_fd, link.write_fd), READ_WRITE).run()
+            Server(repository, _Overheard(link), READ_WRITE).run()
         except (AnnexshellError, OSError) as reason:
             link.ended_by = reason
         finally:
@@ -140,6 +147,37 @@ class RealNode:
 
 
 # Nodes ------------------------------------------------
+
+
+class _Overheard(Connection):
+    """A server's connection of which is kept what is read."""
+
+    __slots__ = ("_heard", "_piece")
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(link.read_fd, link.write_fd)
+        self._heard = link.heard
+        self._piece = False  # the last of what was heard is content
+
+    def read_line(self) -> bytes | None:
+        line = super().read_line()
+        if line is not None:
+            self._heard.append(line)
+            self._piece = False
+        return line
+
+    def readinto(self, view: memoryview) -> int:
+        count = super().readinto(view)
+        data = bytes(view[:count])
+        if self._piece:
+            self._heard[-1] += data
+        else:
+            self._heard.append(data)
+            self._piece = True
+        return count
+
+    def splice(self, out: int, count: int) -> int | None:
+        return None
 
 
 class Link:
@@ -181,7 +219,8 @@ class Link:
         while len(self._ahead) < length and self._more():
             pass
         data, self._ahead = self._ahead[:length], self._ahead[length:]
-        self.heard.append(data)
+        if data:
+            self.heard.append(data)
         return data
 
     def greet(self, version: int = 4, uuid: bytes = NODE) -> None:

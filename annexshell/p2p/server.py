@@ -292,8 +292,7 @@ class Server:
             upload = self._repository.put(request.key, request.file)
         except (AnnexshellError, OSError) as reason:
             # Before PUT-FROM, so that the client sends nothing and does not try a second time.
-            log.warn(f"cannot receive {request.key}: {_explain(reason)}")
-            self._error(_explain(reason))
+            self._refuse_content(request.key, reason)
             return
         with upload:
             if isinstance(upload, AlreadyHave):
@@ -305,9 +304,21 @@ class Server:
             if isinstance(answer, m.Data):
                 self._receive_content(upload, request.key, self._connection.payload(answer.length))
             elif isinstance(answer, m.DataPresent) and self.rules.data_present:
-                self._connection.send(_SUCCESS if upload.check_stored() else _FAILURE)
+                self._check_stored(upload, request.key)
             else:
                 self._not_data(answer)
+
+    def _refuse_content(self, key: Key, reason: Exception) -> None:
+        log.warn(f"cannot receive {key}: {_explain(reason)}")
+        self._error(_explain(reason))
+
+    def _check_stored(self, upload: Upload, key: Key) -> None:
+        try:
+            stored = upload.check_stored()
+        except (AnnexshellError, OSError) as reason:
+            self._refuse_content(key, reason)
+        else:
+            self._connection.send(_SUCCESS if stored else _FAILURE)
 
     def _receive_content(self, upload: Upload, key: Key, payload: Payload) -> None:
         validity = _Validity(self, payload)
