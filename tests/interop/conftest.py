@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -38,10 +39,12 @@ IN_CI = bool(os.environ.get("CI"))
 collect_ignore = [] if IN_CI or can_mount() else ["test_disk_full.py"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.interop)
+    if config.getoption("--server") == "real":  # which cannot proxy for what is behind HTTP
+        items[:] = [item for item in items if not (hasattr(item, "callspec") and "http" in item.callspec.params.values())]
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +70,8 @@ def server(server_home: Path, git_annex_path: Path, real_shell: Program, pytestc
 def ssh(tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program) -> Iterator[ClientConfig]:
     """Running ssh servers; gives the client's configuration, in which every host name is a profile."""
     links = tmp_path_factory.mktemp("links")
+    with_ours = server.env | {"PATH": f"{links}{os.pathsep}{real_shell.env['PATH']}"}
+    old = {version: [sys.executable, str(Path(__file__).with_name("oldpeer.py")), version] for version in "01"}
     profiles = {
         "rw": server.forced_command(),
         "readonly": server.forced_command({"GIT_ANNEX_SHELL_READONLY": "1"}),
@@ -75,6 +80,9 @@ def ssh(tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: P
         "linked": server.linked(links).forced_command(),
         "login": server.login_command(links),
         "real": real_shell.forced_command(),
+        "real-with-ours": Program(real_shell.argv, with_ours).forced_command(),
+        **{f"v{version}": server.forced_command(prefix=prefix) for version, prefix in old.items()},
+        **{f"real-v{version}": real_shell.forced_command(prefix=prefix) for version, prefix in old.items()},
     }
     client = ClientConfig(tmp_path_factory.mktemp("ssh"), profiles)
     servers: list[Sshd | AsyncSsh] = [AsyncSsh(tmp_path_factory.mktemp("asyncssh"), client)]

@@ -6,6 +6,7 @@ host, which is a profile of the ssh servers.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.harness import P2P, Program, Repo, wait_until
+from tests.interop.harness import DEBUG, P2P, P2P_LINE, Program, Repo, pseudorandom, wait_until
 from tests.interop.sshservers import ClientConfig, free_port
 
 # In our process, through our own shell, through the real one, and through a server of the real program.
 WAYS = ["path", "rw", "real", "http"]
+CONTENT = pseudorandom(100_000)
 
 
 class HttpServer:
@@ -56,30 +58,37 @@ class HttpServer:
 
 
 class Proxied:
-    """A node, which the client knows as a remote of its remote."""
+    """A node, which the client knows as a remote of its remote, or of a remote of that."""
 
-    def __init__(self, client: Repo, proxy: Repo, node: Repo, way: str) -> None:
+    def __init__(self, client: Repo, proxy: Repo, node: Repo, way: str | HttpServer) -> None:
         self.client = client
         self.proxy = proxy
         self.node = node
-        self.way = way
+        self.http = way if isinstance(way, HttpServer) else None  # the node's server
         self.remote = "origin-node"  # the client's name for it
+        self.between: list[Repo] = []  # other proxies, between the one that the client knows and the node
 
     def check(self, key: str, content: bytes | None, *, at_client: bool) -> None:
         """That the node has CONTENT, and that everybody knows who has it."""
         assert self.node.content(key) == content
         here, there = {self.client.uuid} if at_client else set(), {self.node.uuid} if content is not None else set()
         assert self.client.locations(key) == here | there
-        assert committed(self.proxy, key).get(self.node.uuid) is (content is not None)
-        if self.way == "http":  # the only one that commits when nothing more has come for a while
-            wait_until(lambda: committed(self.node, key).get(self.node.uuid) is (content is not None), 10)
-        assert committed(self.node, key).get(self.node.uuid) is (content is not None)
-        assert not self.leftovers()
+        self.check_tidy()
+        for repo in (self.proxy, *self.between, self.node):
+            assert committed(repo, key).get(self.node.uuid) is (content is not None), repo.path
+
+    def check_tidy(self) -> None:
+        """That all is committed, and nothing left behind."""
+        if self.http:  # which commits when nothing more has come for a second
+            wait_until(lambda: not self.leftovers(), 10)
+        left = self.leftovers()
+        assert not left, left
 
     def leftovers(self) -> list[Path]:
         """What nobody but a session in progress may have in the proxy and the node."""
-        found = [*self.proxy.leftovers(), *self.node.leftovers()]
-        for repo in (self.proxy, self.node):
+        found = []
+        for repo in (self.proxy, *self.between, self.node):
+            found += repo.leftovers()
             found += [path for path in (repo.git_dir / "annex" / "journal").glob("*") if not path.name.startswith(".")]
             found += [path for path in (repo.git_dir / "annex" / "ssh").glob("*") if path.suffix != ".lock"]
         return found
@@ -92,15 +101,54 @@ class Proxied:
 
 def committed(repo: Repo, key: str) -> dict[str, bool]:
     """The location log of a key as it is in the branch, with nothing of the journal or of other refs."""
-    place = repo.annex("examinekey", "--format=${hashdirlower}${key}.log", key).out
-    log = repo.git("show", f"git-annex:{place}", check=False).out
+    digest = hashlib.md5(key.encode()).hexdigest()
+    log = repo.git("show", f"git-annex:{digest[:3]}/{digest[3:6]}/{key}.log", check=False).out
     entries = sorted(line.split(" ")[:3] for line in log.splitlines())
     return {uuid: present == "1" for _, present, uuid in entries}
+
+
+def out_and_home(proxied: Proxied) -> None:
+    """Everything that can be asked of a remote, in a few commands."""
+    client, remote = proxied.client, proxied.remote
+    key = client.add("a file", CONTENT)
+    client.commit()
+    client.annex("copy", f"--to={remote}", "a file")
+    proxied.check(key, CONTENT, at_client=True)
+    client.annex("drop", "a file")
+    client.annex("move", f"--from={remote}", "a file")
+    assert client.content(key) == CONTENT
+    proxied.check(key, None, at_client=True)
+
+
+def there_and_back(proxied: Proxied) -> None:
+    """Everything that people do with the content of a remote."""
+    client, remote = proxied.client, proxied.remote
+    key = client.add("a file", CONTENT)
+    client.commit()
+
+    client.annex("copy", f"--to={remote}", "a file")
+    proxied.check(key, CONTENT, at_client=True)
+    client.annex("fsck", f"--from={remote}", "a file")
+    dropped = client.annex("drop", "a file", *DEBUG)
+    said = P2P_LINE.findall(dropped.err)
+    assert said[said.index(f"LOCKCONTENT {key}") + 1 :] == ["SUCCESS", "UNLOCKCONTENT"]
+    proxied.check(key, CONTENT, at_client=False)
+    client.annex("get", f"--from={remote}", "a file")
+    assert client.content(key) == CONTENT
+    client.annex("drop", f"--from={remote}", "a file")
+    proxied.check(key, None, at_client=True)
+
+    client.annex("move", f"--to={remote}", "a file")
+    proxied.check(key, CONTENT, at_client=False)
+    client.annex("move", f"--from={remote}", "a file")
+    assert client.content(key) == CONTENT
+    proxied.check(key, None, at_client=True)
 
 
 def processes_at(*directories: Path) -> list[str]:
     """The command lines of all processes that have one of DIRECTORIES in their arguments or work in it."""
     found = []
+    names = [os.fsencode(directory)[1:] for directory in directories]  # ssh is told where it is seen from /
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -108,7 +156,7 @@ def processes_at(*directories: Path) -> list[str]:
                 seen = words + b"\n" + os.fsencode(os.readlink(entry / "cwd"))
             except OSError:
                 continue  # it has ended
-            if any(os.fsencode(directory) in seen for directory in directories):
+            if any(name in seen for name in names):
                 found.append(f"{entry.name} {words.decode(errors='replace')}")
     return found
 
@@ -133,22 +181,25 @@ def make_proxy(
 ) -> Callable[..., Repo]:
     """Makes a repository that proxies for others, given as NAME=(REPO, WAY)."""
 
-    def make(called: str = "proxy", *, bare: bool = True, **nodes: tuple[Repo, str]) -> Repo:
+    def make(called: str = "proxy", *, bare: bool = True, **nodes: tuple[Repo, str | HttpServer]) -> Repo:
         proxy = make_server(called, bare=bare)
         proxy.config(ssh_options=f"-F {ssh.path}")
         proxy.git("config", "core.sshCommand", ssh.command)
         proxy.git("config", "annex.security.allowed-ip-addresses", "127.0.0.1")
         for name, (node, way) in nodes.items():
-            add_node(proxy, name, node, http_server(node).url if way == "http" else way)
+            add_node(proxy, name, node, http_server(node) if way == "http" else way)
         proxy.annex("updateproxy")
         return proxy
 
     return make
 
 
-def add_node(proxy: Repo, name: str, node: Repo, way: str) -> None:
-    """Have PROXY know and offer a remote; WAY may also be a url."""
-    url = way if ":" in way else str(node.path) if way == "path" else f"ssh://{way}{node.path}"
+def add_node(proxy: Repo, name: str, node: Repo, way: str | HttpServer) -> None:
+    """Have PROXY know and offer a remote."""
+    if isinstance(way, HttpServer):
+        url = way.url
+    else:
+        url = str(node.path) if way == "path" else f"ssh://{way}{node.path}"
     proxy.git("remote", "add", name, url)
     if url.startswith("annex+http:"):
         proxy.git("config", f"remote.{name}.annex-uuid", node.uuid)  # git cannot tell
@@ -160,13 +211,17 @@ def add_node(proxy: Repo, name: str, node: Repo, way: str) -> None:
 
 @pytest.fixture
 def make_proxied(
-    make_server: Callable[..., Repo], make_proxy: Callable[..., Repo], make_client: Callable[..., Repo]
+    make_server: Callable[..., Repo],
+    make_proxy: Callable[..., Repo],
+    make_client: Callable[..., Repo],
+    http_server: Callable[[Repo], HttpServer],
 ) -> Callable[..., Proxied]:
     """Makes a node, a proxy that reaches it in some WAY, and a client that reaches the proxy through HOST."""
 
     def make(way: str, *, host: str = "rw", bare: bool = True, **settings: str) -> Proxied:
         node = make_server("node", bare=bare)
-        proxy = make_proxy(bare=bare, node=(node, way))
-        return Proxied(make_client(proxy, host=host, **settings), proxy, node, way)
+        http = http_server(node) if way == "http" else None
+        proxy = make_proxy(bare=bare, node=(node, http or way))
+        return Proxied(make_client(proxy, host=host, **settings), proxy, node, http or way)
 
     return make
