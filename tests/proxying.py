@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import threading
@@ -29,7 +30,9 @@ from annexshell.p2p.proxysession import ProxySession
 from annexshell.p2p.server import Server
 from annexshell.p2p.wire import Connection
 from annexshell.proxy import ProxiedRepository, check_can_proxy
+from annexshell.relay import BytesSource
 from annexshell.remotes.patience import Patience
+from annexshell.repository import Upload
 from annexshell.uuid import UUID
 from tests.shell import make_annex
 
@@ -106,15 +109,22 @@ class Proxy(OnDisk):
         }
         write_branch(self.directory, files | {name.replace("_", "."): text for name, text in more.items()})
 
+    def copy_to(self, directory: Path) -> Proxy:
+        shutil.copytree(self.directory, directory)
+        copy = Proxy.__new__(Proxy)
+        copy.directory = copy.git_dir = directory
+        return copy
+
     def target(self, uuid: UUID = NODE) -> ProxiedRepository:
         return check_can_proxy(GitRepository(os.fsencode(self.directory)), uuid)
 
 
 class RealNode:
-    """A repository on disk, served by annexshell."""
+    """A repository on disk, served by annexshell at a VERSION of the protocol."""
 
-    def __init__(self, directory: Path, uuid: UUID = NODE) -> None:
+    def __init__(self, directory: Path, uuid: UUID = NODE, version: int = 4) -> None:
         self.uuid = uuid
+        self.version = version
         self.directory = make_annex(directory, uuid.decode(), bare=True)
 
     def open(self) -> LocalRepository:
@@ -129,15 +139,17 @@ class RealNode:
         return path.read_bytes() if path.exists() else None
 
     def store(self, key: Key, content: bytes) -> None:
-        from annexshell.relay import BytesSource
-
-        with self.open().put(key, None) as upload:
-            assert upload.receive(len(content), BytesSource(content), lambda: True)  # type: ignore[union-attr]
+        repository = self.open()
+        with repository.put(key, None) as upload:
+            assert isinstance(upload, Upload)
+            assert upload.receive(len(content), BytesSource(content), lambda: True)
+        repository.close()
 
     def __call__(self, link: Link) -> None:
         """Serve one connection, as a script."""
         link.say(b"AUTH-SUCCESS %s\n" % self.uuid)
         repository = self.open()
+        repository.protocol_version = self.version
         try:
             Server(repository, _Overheard(link), READ_WRITE).run()
         except (AnnexshellError, OSError) as reason:
