@@ -94,8 +94,13 @@ class _Wire:
                 if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT and self._is_answered():
                     return False
                 self._wait(select.POLLOUT)
-                # Piece by piece, so that the answer is noticed of a server that reads no further.
-                view = view[self._socket.send(view[:_READ_AHEAD]) :]
+                try:
+                    # Piece by piece, so that the answer is noticed of a server that reads no further.
+                    view = view[self._socket.send(view[:_READ_AHEAD]) :]
+                except ConnectionError:
+                    if self._is_answered():
+                        return False  # since we looked
+                    raise
         return True
 
     def _is_answered(self) -> bool:

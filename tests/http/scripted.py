@@ -89,26 +89,29 @@ class Server:
             if self._tls is not None:
                 client = self._tls.wrap_socket(client, server_side=True)
             self._open.append(client)
-            stream = client.makefile("rb")
-            while line := stream.readline():
-                headers = {}
-                while (header := stream.readline()) not in (b"\r\n", b""):
-                    name, _, value = header.decode().partition(":")
-                    headers[name.lower()] = value.strip()
-                request = Request(stream, line.decode().strip(), headers, number)
-                self.requests.append(request)
-                raw = self._answer(request)
-                if raw is None:
-                    self._over.wait()
-                    return
-                client.sendall(raw)
-                if not raw or b"Connection: close" in raw:
-                    return
-                _ = request.body
+            with client.makefile("rb") as stream:
+                self._converse(client, stream, number)
         except (OSError, ValueError):
             pass  # the client has hung up
         finally:
             self._end(client)
+
+    def _converse(self, client: socket.socket, stream: Any, number: int) -> None:
+        while line := stream.readline():
+            headers = {}
+            while (header := stream.readline()) not in (b"\r\n", b""):
+                name, _, value = header.decode().partition(":")
+                headers[name.lower()] = value.strip()
+            request = Request(stream, line.decode().strip(), headers, number)
+            self.requests.append(request)
+            raw = self._answer(request)
+            if raw is None:
+                self._over.wait()
+                return
+            client.sendall(raw)
+            if not raw or b"Connection: close" in raw:
+                return
+            _ = request.body
 
     def _answer(self, request: Request) -> bytes | None:
         answer = self.answers.get(request.action, status(404))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import ssl
 import subprocess
@@ -10,16 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from annexshell.errors import PeerError, RemoteUnavailable
 from annexshell.key import Key
 from annexshell.relay import BytesSource, to_callable
 from annexshell.remotes.patience import Patience
 from annexshell.repository import AlreadyHave
+from tests.http.certificates import make_certificate
 from tests.http.scripted import Gateway, Server, content, ok, status
 
 KEY = Key(b"SHA256-s5--key")
@@ -28,27 +24,7 @@ BIG = os.urandom(5_000_000)
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a key, and a certificate for localhost that vouches for itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + built.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 @pytest.fixture(params=["1.2", "1.3"])
@@ -104,7 +80,7 @@ def test_certificates_that_cannot_be_read(gateway: Gateway, server: Server, home
 
 
 def test_no_tls_there(gateway: Gateway) -> None:
-    with Server() as plain, pytest.raises(RemoteUnavailable, match=r"cannot connect to .*TLS failed"):
+    with Server() as plain, pytest.raises(RemoteUnavailable, match="cannot connect to"):
         gateway.open(plain, url=b"annex+https://localhost:%d/" % plain.port)
 
 

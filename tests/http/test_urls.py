@@ -46,7 +46,7 @@ def test_user_and_password() -> None:
         b"annex+http://secret:secret@h:port/",
         b"annex+http://secret@h:99999/",
         b"annex+http://secret@[::1/",
-        b"annex+http://secret@[zz]/",
+        b"annex+http://secret@[::zz]/",
         b"annex+http://h/\nsecret",
         b"annex+http://h/\xff",
         b"annex+http://" + b"h" * 100 + b"/",

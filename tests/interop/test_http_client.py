@@ -23,6 +23,7 @@ from annexshell.remotes.patience import Patience
 from annexshell.remotes.remote import AnnexHttp, Remote
 from annexshell.repository import AlreadyHave
 from annexshell.uuid import UUID
+from tests.http.certificates import make_certificate
 from tests.interop.harness import Repo, pseudorandom, running, wait_until
 
 LARGE = pseudorandom(3_000_000)
@@ -32,13 +33,14 @@ VERSIONS = range(5)
 class Server:
     """A running ``git annex p2phttp`` for one repository."""
 
-    def __init__(self, repo: Repo, port: int) -> None:
+    def __init__(self, repo: Repo, port: int, scheme: str) -> None:
         self.repo = repo
         self.port = port
+        self.scheme = scheme
         self.uuid = UUID(repo.uuid.encode())
 
     def url(self, user: str = "") -> bytes:
-        return f"annex+http://{user}localhost:{self.port}/git-annex/".encode()
+        return f"{self.scheme}://{user}localhost:{self.port}/git-annex/".encode()
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def serve(make_server: Callable[..., Repo]) -> Iterator[Callable[..., Server]]:
                 return probe.connect_ex(("127.0.0.1", port)) == 0
 
         wait_until(is_listening)
-        return Server(repo, port)
+        return Server(repo, port, "annex+https" if "--certfile" in " ".join(options) else "annex+http")
 
     yield start
     for process in started:
@@ -170,7 +172,7 @@ def test_uploads_that_are_not_completed(
         def is_free() -> bool:
             try:
                 results.append(answer())
-            except PeerError:
+            except (PeerError, TransferRefused):
                 return False  # it has not noticed yet that the upload before this one was given up
             return True
 
@@ -347,3 +349,53 @@ def test_a_repository_that_is_not_served(
     server = serve("--wideopen")
     with pytest.raises(RemoteUnavailable, match="does not serve repository 11111111"):
         connect(server, target=UUID(b"11111111-1111-4111-8111-111111111111"))
+
+
+def test_tls(
+    serve: Callable[..., Server],
+    connect: Callable[..., HttpRepository],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    server = serve("--authenv", f"--certfile={certificate}", f"--privatekeyfile={certificate}", **PASSWORDS)
+    with pytest.raises(RemoteUnavailable, match="its certificate is not trusted"):
+        connect(server)
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(certificate))
+    remote = connect(server, user="other:x@")
+    key = key_for(server, LARGE)
+    with remote.put(key, None) as upload:
+        assert upload.receive(len(LARGE), BytesSource(LARGE), lambda: True)
+    monkeypatch.setattr(lock, "_EXTENDED_AFTER", 0.1)
+    with remote.lockcontent(key):
+        time.sleep(1)
+        assert read(remote, key) == LARGE
+        assert not can_drop(server, key)
+    assert remote.remove(key)
+
+
+def test_two_uploads_at_once(serve: Callable[..., Server], connect: Callable[..., HttpRepository]) -> None:
+    server = serve("--wideopen")
+    remote = connect(server)
+    key = key_for(server, LARGE)
+
+    def try_another() -> bool:
+        with pytest.raises(TransferRefused, match="HTTP status 500"):
+            remote.put(key, None)
+        return True
+
+    with remote.put(key, None) as upload:
+        assert upload.receive(len(LARGE), BytesSource(LARGE), try_another)
+
+
+def test_downloads_that_were_given_up(serve: Callable[..., Server], connect: Callable[..., HttpRepository]) -> None:
+    """They leave neither the server nor us with anything open."""
+    server = serve("--wideopen")
+    key = Key(server.repo.add("f", LARGE).encode())
+    remote = connect(server)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with remote.get(key, 0, None) as content:
+            content.source.readinto(memoryview(bytearray(10)))
+    assert read(remote, key) == LARGE
+    assert len(os.listdir("/proc/self/fd")) == before
