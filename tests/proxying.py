@@ -192,6 +192,19 @@ class _Overheard(Connection):
         return None
 
 
+def _read(fd: int, ahead: bytes, length: int) -> tuple[bytes, bytes]:
+    """LENGTH bytes, or those up to the end, of which some were read AHEAD; and what is ahead then."""
+    parts, missing = [ahead[:length]], length - len(ahead[:length])
+    while missing:
+        if not select.select([fd], [], [], DEADLINE)[0]:
+            raise AssertionError(f"{missing} bytes do not come")
+        parts.append(os.read(fd, min(missing, 1 << 18)))
+        if not parts[-1]:
+            break
+        missing -= len(parts[-1])
+    return b"".join(parts), ahead[length:]
+
+
 class Link:
     """The node's end of one connection. What is read from it is kept as lines and pieces of content."""
 
@@ -228,9 +241,7 @@ class Link:
 
     def content(self, length: int) -> bytes:
         """The next LENGTH bytes, fewer when the proxy has hung up."""
-        while len(self._ahead) < length and self._more():
-            pass
-        data, self._ahead = self._ahead[:length], self._ahead[length:]
+        data, self._ahead = _read(self.read_fd, self._ahead, length)
         if data:
             self.heard.append(data)
         return data
@@ -370,9 +381,7 @@ class Client:
 
     def content(self, length: int) -> bytes:
         """The next LENGTH bytes; fewer at the end."""
-        while len(self._ahead) < length and self._more():
-            pass
-        data, self._ahead = self._ahead[:length], self._ahead[length:]
+        data, self._ahead = _read(self.read_fd, self._ahead, length)
         return data
 
     def rest(self) -> bytes:

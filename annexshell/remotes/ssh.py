@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from annexshell.uuid import UUID
 
 _GRACE_AFTER_FAILURE = 2.0  # seconds for ssh to tell by its exit status why nothing came of it
+_GRACE_AFTER_CUT = 1.0
 _SSH_FAILED = 255
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells exit with
 
@@ -86,9 +87,14 @@ class SshRepository(P2PRepository):
             raise
 
     def close(self) -> None:
+        was_cut_short = not self.usable
         super().close()
         try:
-            self._child.close()
+            if was_cut_short:
+                # Nothing of it is going to be finished, and our client, or who ends us, waits for this.
+                self._child.close(_GRACE_AFTER_CUT)
+            else:
+                self._child.close()
         finally:
             if self._socket is not None:
                 self._socket.close()

@@ -175,7 +175,7 @@ def test_presence_that_the_peer_cannot_tell():
 
 
 class Scripted:
-    """A peer that says what it was told to, whatever it hears: the first of LINES, and another for each line heard."""
+    """A peer that says what it was told to, whatever it hears: one of LINES, and another for each line heard."""
 
     def __init__(self, *lines: bytes) -> None:
         self.read_fd, write_fd = os.pipe()
