@@ -11,16 +11,22 @@ from typing import Any
 
 import pytest
 
+from annexshell.access import APPEND_ONLY, READ_ONLY, REMOVAL_DENIED, WRITE_DENIED, Access
 from annexshell.key import Key
 from annexshell.uuid import UUID
 from tests import vectors
 from tests.leftovers import left_open
 from tests.proxying import (
+    CLUSTER,
+    NODE,
+    OTHER,
     Client,
     Link,
     Nodes,
     OnDisk,
+    Proxy,
     RealNode,
+    Session,
     nodes,
     set_config,
     write_branch,
@@ -232,3 +238,218 @@ def test_scenario(scenario: dict[str, Any], gateway: Gateway, nodes: Nodes, tmp_
 
 def test_no_difference_is_out_of_date() -> None:
     assert BETTER.keys() | HEARD.keys() <= {scenario["name"] for scenario in SINGLE}
+
+
+# What becomes known of content ------------------------------------------------
+
+CONTENT = b"content"
+KEY = Key(b"WORM-s7-m1--x")
+PUT = [b"PUT foo KEY", b"DATA 7\ncontentVALID"]
+DATA_PRESENT = [b"PUT foo KEY", b"DATA-PRESENT"]
+REMOVE = [b"REMOVE KEY"]
+PUT_FROM = b"PUT-FROM 0"
+THERE, GONE = {NODE: b"1"}, {NODE: b"0"}
+
+# What the client says, what the node answers to each, what the client gets last, and the location log then.
+OUTCOMES: list[tuple[list[bytes], list[bytes], bytes, dict[UUID, bytes]]] = [
+    (PUT, [PUT_FROM, b"SUCCESS"], b"SUCCESS", THERE),
+    (PUT, [PUT_FROM, b"SUCCESS-PLUS OTHER"], b"SUCCESS-PLUS OTHER", THERE | {OTHER: b"1"}),
+    (PUT, [PUT_FROM, b"SUCCESS-PLUS CLUSTER OTHER"], b"SUCCESS-PLUS CLUSTER OTHER", THERE | {OTHER: b"1"}),
+    (PUT, [PUT_FROM, b"SUCCESS-PLUS"], b"SUCCESS", THERE),
+    (PUT, [PUT_FROM, b"FAILURE"], b"FAILURE", {}),
+    (PUT, [PUT_FROM, b"FAILURE-PLUS OTHER"], b"FAILURE-PLUS OTHER", {}),
+    (PUT, [PUT_FROM, b"ERROR no"], b"ERROR no", {}),
+    (PUT[:1], [b"ALREADY-HAVE"], b"ALREADY-HAVE", {}),
+    (PUT[:1], [b"ALREADY-HAVE-PLUS OTHER"], b"ALREADY-HAVE-PLUS OTHER", {}),
+    (PUT[:1], [b"ERROR no"], b"ERROR no", {}),
+    (PUT[:1], [b"FAILURE"], b"ERROR remote b refused the upload without saying why", {}),
+    (DATA_PRESENT, [PUT_FROM, b"SUCCESS"], b"SUCCESS", THERE),
+    (DATA_PRESENT, [PUT_FROM, b"FAILURE"], b"FAILURE", {}),
+    (REMOVE, [b"SUCCESS"], b"SUCCESS", GONE),
+    (REMOVE, [b"SUCCESS-PLUS OTHER"], b"SUCCESS-PLUS NODE OTHER", GONE | {OTHER: b"0"}),
+    (REMOVE, [b"SUCCESS-PLUS CLUSTER"], b"SUCCESS-PLUS NODE CLUSTER", GONE),
+    (REMOVE, [b"FAILURE"], b"FAILURE", {}),
+    (REMOVE, [b"FAILURE-PLUS OTHER"], b"FAILURE-PLUS OTHER", {OTHER: b"0"}),
+    (REMOVE, [b"FAILURE-PLUS CLUSTER"], b"FAILURE-PLUS CLUSTER", {}),
+    (REMOVE, [b"ERROR no"], b"ERROR no", {}),
+    ([b"REMOVE-BEFORE 9 KEY"], [b"SUCCESS"], b"SUCCESS", GONE),
+    ([b"CHECKPRESENT KEY"], [b"SUCCESS"], b"SUCCESS", {}),
+    ([b"CHECKPRESENT KEY"], [b"FAILURE"], b"FAILURE", {}),
+    ([b"LOCKCONTENT KEY"], [b"FAILURE"], b"FAILURE", {}),
+    ([b"GETTIMESTAMP"], [b"TIMESTAMP 5"], b"TIMESTAMP 5", {}),
+    ([b"GETTIMESTAMP"], [b"ERROR no"], b"ERROR no", {}),
+]
+
+
+def filled(text: bytes) -> bytes:
+    names = {b"KEY": KEY.serialized, b"NODE": NODE, b"OTHER": OTHER, b"CLUSTER": CLUSTER}
+    return re.sub(rb"KEY|NODE|OTHER|CLUSTER", lambda found: names[found[0]], text)
+
+
+def answering(*answers: bytes) -> Any:
+    """A node that gives these answers to the requests that it hears."""
+
+    def play(link: Link) -> None:
+        link.greet()
+        for answer in answers:
+            announced = link.line()
+            if announced is not None and announced.startswith(b"DATA "):
+                link.content(int(announced[5:]))
+                link.line()
+            link.say(filled(answer) + b"\n")
+        link.wait_for_end()
+
+    return play
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Proxy:
+    return Proxy(tmp_path_factory.mktemp("proxy") / "proxy")
+
+
+@pytest.fixture
+def proxy(template: Proxy, tmp_path: Path) -> Proxy:
+    return template.copy_to(tmp_path / "proxy")
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "last", "logged"),
+    OUTCOMES,
+    ids=lambda value: str(value[-1]) if isinstance(value, list) else None,
+)
+def test_what_is_recorded(
+    said: list[bytes], answers: list[bytes], last: bytes, logged: dict[UUID, bytes], proxy: Proxy, nodes: Nodes
+) -> None:
+    nodes.scripts = [answering(*answers)]
+    with Session.start(proxy.target()) as session:
+        session.open(4)
+        *_, answer = [session.ask(filled(line)) for line in said]
+        assert answer == filled(last)
+        # By the time that the client has its answer.
+        assert proxy.logged(KEY) == logged
+        assert session.finish() == b""
+        assert session.error is None
+    assert proxy.logged(KEY, committed=True) == logged
+    assert not logged or os.listdir(proxy.git_dir / "annex" / "journal") == []
+
+
+def test_what_is_recorded_below_version_2(proxy: Proxy, nodes: Nodes) -> None:
+    """A client that cannot be told of others does not keep us from knowing of them."""
+    nodes.scripts = [answering(b"PUT-FROM 0", b"SUCCESS-PLUS OTHER", b"SUCCESS-PLUS OTHER", b"FAILURE-PLUS OTHER")]
+    with Session.start(proxy.target()) as session:
+        session.open(1)
+        assert [session.ask(filled(line)) for line in PUT] == [b"PUT-FROM 0", b"SUCCESS"]
+        assert proxy.logged(KEY) == {NODE: b"1", OTHER: b"1"}
+        assert session.ask(filled(REMOVE[0])) == b"SUCCESS"
+        assert proxy.logged(KEY) == {NODE: b"0", OTHER: b"0"}
+        assert session.ask(filled(REMOVE[0])) == b"FAILURE"
+
+
+def test_what_is_known_already_is_not_recorded_again(proxy: Proxy, nodes: Nodes) -> None:
+    nodes.scripts = [answering(b"SUCCESS", b"SUCCESS")]
+    with Session.start(proxy.target()) as session:
+        session.open(4)
+        assert session.ask(filled(REMOVE[0])) == b"SUCCESS"
+        (entry,) = (proxy.git_dir / "annex" / "journal").iterdir()
+        before = entry.read_bytes()
+        assert session.ask(filled(REMOVE[0])) == b"SUCCESS"
+        assert entry.read_bytes() == before
+
+
+@pytest.mark.parametrize("request_lines", [PUT, DATA_PRESENT, REMOVE])
+def test_a_proxy_that_cannot_record_tells_the_truth(
+    request_lines: list[bytes], proxy: Proxy, nodes: Nodes, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    target = proxy.target()
+    (proxy.git_dir / "annex").mkdir(exist_ok=True)
+    (proxy.git_dir / "annex" / "journal").write_text("in the way")
+    nodes.scripts = [answering(*[b"PUT-FROM 0"][: len(request_lines) - 1], b"SUCCESS", b"FAILURE")]
+    with Session.start(target) as session:
+        session.open(4)
+        assert [session.ask(filled(line)) for line in request_lines][-1] == b"SUCCESS"
+        assert session.ask(filled(REMOVE[0])) == b"FAILURE"
+        assert session.finish() == b""
+    assert b"cannot record where the content of WORM-s7-m1--x is: " in capfdbinary.readouterr().err
+
+
+# What clients may do ------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [None, 0, 1, 4])
+@pytest.mark.parametrize(
+    ("access", "refusals"),
+    [
+        (
+            READ_ONLY,
+            {b"PUT foo KEY": WRITE_DENIED, b"REMOVE KEY": WRITE_DENIED, b"REMOVE-BEFORE 1 KEY": WRITE_DENIED},
+        ),
+        (APPEND_ONLY, {b"REMOVE KEY": REMOVAL_DENIED, b"REMOVE-BEFORE 1 KEY": REMOVAL_DENIED}),
+    ],
+)
+def test_what_is_refused_does_not_reach_the_node(
+    access: Access, refusals: dict[bytes, bytes], version: int | None, proxy: Proxy, nodes: Nodes
+) -> None:
+    nodes.scripts = [answering(b"SUCCESS", b"SUCCESS", b"FAILURE")]
+    with Session.start(proxy.target(), access=access) as session:
+        session.open(version)
+        for line, reason in {**refusals, b"CONNECT git-receive-pack": WRITE_DENIED}.items():
+            assert session.ask(filled(line)) == b"ERROR " + reason
+            # A client may answer that it expected something else.
+            session.say(b"ERROR expected PUT_FROM or ALREADY_HAVE\n")
+        assert session.ask(filled(b"CHECKPRESENT KEY")) == b"SUCCESS"
+        assert session.ask(filled(b"LOCKCONTENT KEY")) == b"SUCCESS"
+        session.say(b"UNLOCKCONTENT\n")
+        assert session.finish() == b""
+        assert session.error is None
+    asked = b"VERSION %d" % (version or 0)
+    assert nodes.heard == [asked, *map(filled, (b"CHECKPRESENT KEY", b"LOCKCONTENT KEY", b"UNLOCKCONTENT"))]
+    assert proxy.logged(KEY) == {}
+
+
+@pytest.mark.parametrize("access", [READ_ONLY, APPEND_ONLY])
+def test_git_is_not_relayed_to(access: Access, proxy: Proxy, nodes: Nodes) -> None:
+    nodes.scripts = [answering()]
+    with Session.start(proxy.target(), access=access) as session:
+        session.open(4)
+        session.say(b"CONNECT git-upload-pack\n")
+        assert session.rest() == b""
+        session.join()
+        assert str(session.error) == "relaying to git not supported on this connection"
+    assert nodes.heard == [b"VERSION 4"]
+
+
+@pytest.mark.parametrize("version", [None, 0, 4])
+@pytest.mark.parametrize(
+    ("said", "heard", "error"),
+    [
+        (b"VERSION 4\n", b"ERROR protocol error\n", "where that makes no sense"),
+        (b"NOTIFYCHANGE\n", b"ERROR protocol error\n", "where that makes no sense"),
+        (b"UNLOCKCONTENT\n", b"ERROR protocol error\n", "where that makes no sense"),
+        (b"SUCCESS\n", b"ERROR protocol error\n", "where that makes no sense"),
+        (b"DATA 5\nhello", b"ERROR protocol error\n", "where that makes no sense"),
+        (b"AUTH a b\n", b"ERROR protocol error\n", "where that makes no sense"),
+        (b"ERROR oops\n", b"", "client error: oops"),
+        (b"FOO\n", b"", None),
+        (b"\n", b"", None),
+        (b"CHECKPRESENT\n", b"", None),
+        (b"CHECKPRESENT not a key\n", b"", None),
+        (b"X" * 40000 + b"\n", b"", "overlong line"),
+        (b"BYPASS x\nBYPASS\n", b"", None),
+        (b"", b"", None),
+    ],
+)
+def test_what_makes_no_sense_ends_the_session(
+    said: bytes, heard: bytes, error: str | None, version: int | None, proxy: Proxy, nodes: Nodes
+) -> None:
+    if said.startswith(b"VERSION") and version is None:
+        return  # that is the beginning of a session
+    nodes.scripts = [answering()]
+    with Session.start(proxy.target()) as session:
+        session.open(version)
+        session.say(said)
+        session.say_no_more()
+        assert session.rest() == heard
+        session.join()
+        assert (session.error is None) == (error is None)
+        assert error is None or error in str(session.error)
+    assert [line for line in nodes.heard if not line.startswith(b"VERSION")] == []
