@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
+import select
 import socket
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -260,3 +265,166 @@ def test_writing_goes_on_after_a_short_write():
         relay.write_all(left.fileno(), memoryview(b""))
         reader.join()
     assert received == DATA
+
+
+# Content that the kernel moves from one pipe or socket to another.
+
+
+class PipeSource(relay.Source):
+    """A descriptor that is read from, of which some was read ahead; as a conversation is a source of its content."""
+
+    def __init__(self, fd: int, ahead: bytes = b"", *, can_splice: bool = True) -> None:
+        self._fd = fd
+        self._ahead = ahead
+        self._can_splice = can_splice
+        self.spliced = 0
+
+    def readinto(self, view: memoryview) -> int:
+        if not self._ahead:
+            return os.readv(self._fd, [view])
+        count = min(len(view), len(self._ahead))
+        view[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        return count
+
+    def splice(self, out: int, count: int) -> int | None:
+        moved = None if self._ahead or not self._can_splice else relay.splice(self._fd, out, count)
+        self.spliced += moved or 0
+        return moved
+
+
+@contextlib.contextmanager
+def two_ends(kind: str):
+    """A descriptor to read from, and one to write to that feeds it."""
+    if kind == "pipe":
+        with Pipe() as pipe:
+            yield pipe.read_fd, pipe.write_fd, pipe.close_write
+    else:
+        left, right = socket.socketpair()
+        with left, right:
+            yield left.fileno(), right.fileno(), right.close
+
+
+@contextlib.contextmanager
+def in_thread(work: Callable[[], object]) -> Iterator[None]:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    assert failures == []
+
+
+@pytest.mark.parametrize("nonblocking", [False, True])
+@pytest.mark.parametrize("ahead", [0, 1, 5000])
+@pytest.mark.parametrize("target", ["pipe", "socket"])
+@pytest.mark.parametrize("origin", ["pipe", "socket"])
+def test_content_goes_from_one_to_another(origin, target, ahead, nonblocking):
+    """And no byte of what follows it goes with it."""
+    with two_ends(origin) as (source_fd, feed, _), two_ends(target) as (sink, out, end):
+        source = PipeSource(source_fd, DATA[:ahead])
+        received = bytearray()
+
+        def read() -> None:
+            while piece := os.read(sink, 4096):
+                received.extend(piece)
+
+        def wait() -> None:
+            select.select([source_fd], [], [])
+            select.select([], [out], [])
+
+        if nonblocking:
+            os.set_blocking(out, False)
+        with in_thread(lambda: relay.write_all(feed, DATA[ahead:] + b"what follows")), in_thread(read):
+            relay.to_descriptor(source, len(DATA), out, wait)
+            end()
+        assert bytes(received) == DATA
+        assert os.read(source_fd, 100) == b"what follows"
+        # Between two sockets there is no such call.
+        assert source.spliced == (0 if origin == target == "socket" else len(DATA) - ahead)
+
+
+@pytest.mark.parametrize("can_splice", [True, False])
+def test_an_end_that_comes_too_early_after_it_began(can_splice):
+    with Pipe() as fed, Pipe() as pipe:
+        os.write(fed.write_fd, b"abc")
+        fed.close_write()
+        with pytest.raises(relay.ShortSource, match="2 bytes are missing"):
+            relay.to_descriptor(PipeSource(fed.read_fd, b"", can_splice=can_splice), 5, pipe.write_fd)
+        assert os.read(pipe.read_fd, 10) == b"abc"
+
+
+@pytest.mark.parametrize("can_splice", [True, False])
+def test_who_is_spliced_to_may_go_away(can_splice):
+    with Pipe() as fed, Pipe() as pipe:
+        os.write(fed.write_fd, b"abc")
+        pipe.close_read()
+        with pytest.raises(BrokenPipeError):
+            relay.to_descriptor(PipeSource(fed.read_fd, b"", can_splice=can_splice), 3, pipe.write_fd)
+
+
+def test_a_full_pipe_is_waited_for_and_not_written_to_meanwhile():
+    waited = 0
+    with Pipe() as fed, Pipe() as pipe:
+        os.set_blocking(pipe.write_fd, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe.write_fd, bytes(4096))
+        os.write(fed.write_fd, b"abc")
+
+        def wait() -> None:
+            nonlocal waited
+            waited += 1
+            os.read(pipe.read_fd, 1 << 20)
+
+        relay.to_descriptor(PipeSource(fed.read_fd), 3, pipe.write_fd, wait)
+        assert (waited, os.read(pipe.read_fd, 10)) == (1, b"abc")
+
+
+def test_not_everything_can_be_spliced(file, tmp_path):
+    fd = os.open(tmp_path / "appended", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with Pipe() as pipe:
+        os.write(pipe.write_fd, b"abc")
+        assert relay.splice(pipe.read_fd, fd, 3) is None
+        assert relay.splice(file, fd, 3) is None
+        relay.to_descriptor(PipeSource(pipe.read_fd), 3, fd)
+    os.close(fd)
+    assert (tmp_path / "appended").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(("number", "given"), [(errno.ENOSYS, True), (errno.EINVAL, True), (errno.EIO, False)])
+def test_a_kernel_that_does_not_splice(number, given, monkeypatch):
+    def refuse(*arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "splice", refuse, raising=False)
+    if given:
+        assert relay.splice(0, 1, 10) is None
+    else:
+        with pytest.raises(OSError):
+            relay.splice(0, 1, 10)
+
+
+def test_a_system_without_splice(monkeypatch):
+    monkeypatch.setattr(relay, "_HAS_SPLICE", False)
+    with Pipe() as fed, Pipe() as pipe:
+        os.write(fed.write_fd, b"abc")
+        source = PipeSource(fed.read_fd)
+        relay.to_descriptor(source, 3, pipe.write_fd)
+        assert (os.read(pipe.read_fd, 10), source.spliced) == (b"abc", 0)
+
+
+def test_pipes_are_widened_and_nothing_else():
+    with Pipe() as pipe:
+        relay.widen_pipe(pipe.write_fd)
+        assert fcntl.fcntl(pipe.read_fd, fcntl.F_GETPIPE_SZ) == 1 << 18
+    left, right = socket.socketpair()
+    with left, right:
+        relay.widen_pipe(left.fileno())
