@@ -165,7 +165,8 @@ class ProxiedRepository(Repository):
         """
         try:
             for uuid in dict.fromkeys(uuids):
-                self.local.record_presence_elsewhere(key, uuid, is_present)
+                if uuid != self.local.uuid:  # of what we have ourselves, nobody can tell us
+                    self.local.record_presence_elsewhere(key, uuid, is_present)
         except (AnnexshellError, OSError) as reason:
             log.warn(f"cannot record where the content of {key} is: {reason}")
 
@@ -264,16 +265,15 @@ class _ProxiedUpload(Upload):
         self.offset = upload.offset
 
     def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
-        outcome = self._upload.receive(length, source, validity)
+        return self._recorded(self._upload.receive(length, source, validity))
+
+    def check_stored(self) -> Outcome:
+        return self._recorded(self._upload.check_stored())
+
+    def _recorded(self, outcome: Outcome) -> Outcome:
         if outcome.done:
             self._repository.record(self._key, (self._repository.uuid, *outcome.uuids), True)
         return outcome
-
-    def check_stored(self) -> bool:
-        stored = self._upload.check_stored()
-        if stored:
-            self._repository.record(self._key, (self._repository.uuid,), True)
-        return stored
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -109,7 +109,7 @@ class Upload(Exchange):
         """
 
     @abstractmethod
-    def check_stored(self) -> bool:
+    def check_stored(self) -> Outcome:
         """The sender stored the content by other means (DATA-PRESENT): whether it is there; records it."""
 
 

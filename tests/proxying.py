@@ -119,7 +119,7 @@ class Proxy(OnDisk):
         return check_can_proxy(GitRepository(os.fsencode(self.directory)), uuid)
 
 
-class RealNode:
+class RealNode(OnDisk):
     """A repository on disk, served by annexshell at a VERSION of the protocol."""
 
     def __init__(self, directory: Path, uuid: UUID = NODE, version: int = 4) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from annexshell import checks
+from annexshell import checks, forced
 from annexshell.annex.config import ConfigReader
-from annexshell.annex.gitrepo import GitRepository
+from annexshell.annex.gitrepo import GitRepository, check_annex
 from annexshell.errors import Refused, RepositoryError, TemporaryFailure
 from tests.shell import OTHER_UUID, UUID, git, make_annex, make_ref, make_repository
 
@@ -18,6 +18,13 @@ def opened(directory: Path) -> GitRepository:
     return repo
 
 
+def check_uuids(repo: GitRepository, uuids: list[bytes]) -> None:
+    """Have a client expect UUIDS that are not proxied for."""
+    options = [word for uuid in uuids for word in (b"--uuid", uuid)]
+    request = forced.Request(b"p2pstdio", b"repo", [b"client", *options])
+    assert checks.check_uuids(repo, request, request.options()) is None
+
+
 def test_gcrypt_uuid() -> None:
     assert checks.gcrypt_uuid(b":id:abcdef") == b"39d0c840-d914-55c6-9969-739920770697"
     assert checks.gcrypt_uuid(None) == b""
@@ -25,44 +32,44 @@ def test_gcrypt_uuid() -> None:
 
 def test_every_expected_uuid_is_checked(tmp_path: Path) -> None:
     repo = opened(make_annex(tmp_path))
-    checks.check_uuids(repo, [])
-    checks.check_uuids(repo, [UUID.encode()] * 2)
+    check_uuids(repo, [])
+    check_uuids(repo, [UUID.encode()] * 2)
     for wrong in (OTHER_UUID, "", UUID.upper() + "X"):
         with pytest.raises(Refused, match=f"expected repository UUID {wrong} but found UUID {UUID}"):
-            checks.check_uuids(repo, [UUID.encode(), wrong.encode()])
+            check_uuids(repo, [UUID.encode(), wrong.encode()])
 
 
 def test_a_repository_without_uuid_is_nobody(tmp_path: Path) -> None:
     repo = opened(make_repository(tmp_path))
     for uuid in (UUID, ""):
         with pytest.raises(Refused, match="but found uninitialized repository"):
-            checks.check_uuids(repo, [uuid.encode()])
+            check_uuids(repo, [uuid.encode()])
 
 
 def test_the_gcrypt_uuid_counts_only_without_another(tmp_path: Path) -> None:
     gcrypt = checks.gcrypt_uuid(b":id:abcdef")
     repo = opened(make_repository(tmp_path / "a", bare=True, **{"core_gcrypt-id": ":id:abcdef"}))
-    checks.check_uuids(repo, [gcrypt])
+    check_uuids(repo, [gcrypt])
     both = opened(make_repository(tmp_path / "b", annex_uuid=UUID, **{"core_gcrypt-id": ":id:abcdef"}))
     with pytest.raises(Refused):
-        checks.check_uuids(both, [gcrypt])
+        check_uuids(both, [gcrypt])
 
 
 @pytest.mark.parametrize("version", ["8", "9", "10"])
 def test_serves_known_versions(version: str, tmp_path: Path) -> None:
-    checks.check_annex(opened(make_annex(tmp_path, version=version)))
+    check_annex(opened(make_annex(tmp_path, version=version)))
 
 
 @pytest.mark.parametrize("version", ["5", "7", "11", "99", "-1", "0"])
 def test_refuses_unknown_versions(version: str, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=f"annex.version {version}"):
-        checks.check_annex(opened(make_annex(tmp_path, version=version)))
+        check_annex(opened(make_annex(tmp_path, version=version)))
 
 
 @pytest.mark.parametrize("version", ["", "ten"])
 def test_a_version_that_is_no_number_is_none(version: str, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="Not a git-annex or gcrypt repository"):
-        checks.check_annex(opened(make_annex(tmp_path, version=version)))
+        check_annex(opened(make_annex(tmp_path, version=version)))
 
 
 @pytest.mark.parametrize(
@@ -71,17 +78,17 @@ def test_a_version_that_is_no_number_is_none(version: str, tmp_path: Path) -> No
 )
 def test_a_git_annex_ref_makes_it_one(ref: str, tmp_path: Path) -> None:
     make_ref(make_repository(tmp_path), ref)
-    checks.check_annex(opened(tmp_path))
+    check_annex(opened(tmp_path))
 
 
 def test_other_refs_do_not(tmp_path: Path) -> None:
     make_ref(make_repository(tmp_path, annex_uuid=UUID), "refs/heads/git-annex/x")
     with pytest.raises(RepositoryError, match="Not a git-annex or gcrypt repository"):
-        checks.check_annex(opened(tmp_path))
+        check_annex(opened(tmp_path))
 
 
 def test_an_empty_gcrypt_id_makes_it_one(tmp_path: Path) -> None:
-    checks.check_annex(opened(make_repository(tmp_path, **{"core_gcrypt-id": ""})))
+    check_annex(opened(make_repository(tmp_path, **{"core_gcrypt-id": ""})))
 
 
 def test_broken_config_is_explained(tmp_path: Path) -> None:
@@ -135,4 +142,4 @@ def test_global_settings_count_in_a_repository_only(tmp_path: Path, monkeypatch:
     (tmp_path / "directory").mkdir()
     assert opened(tmp_path / "directory").uuid == b""
     with pytest.raises(RepositoryError, match="Not a git-annex or gcrypt repository"):
-        checks.check_annex(opened(tmp_path / "directory"))
+        check_annex(opened(tmp_path / "directory"))

@@ -19,7 +19,7 @@ from annexshell.remotes.ssh import SshRepository
 from annexshell.uuid import UUID
 from tests import vectors
 from tests.leftovers import left_open
-from tests.proxying import CLUSTER, NODE, OTHER, OWN, Nodes, Proxy, nodes, set_config, write_branch
+from tests.proxying import CLUSTER, NODE, OTHER, OWN, Nodes, Proxy, RealNode, Session, nodes, set_config, write_branch
 from tests.shell import Shell, git, make_annex
 
 __all__ = ["nodes"]
@@ -281,3 +281,73 @@ class TestConnections:
         monkeypatch.setattr(SshRepository, "close", fail)
         target.agree(4)
         target.close()
+
+
+class TestPathNode:
+    """A remote on this machine is used in this process, and as if it were served by a process of its own."""
+
+    @pytest.fixture
+    def node(self, proxy: Proxy, tmp_path: Path) -> RealNode:
+        node = RealNode(tmp_path / "node")
+        set_config(proxy.directory, {"remote.b.url": str(node.directory)})
+        return node
+
+    def test_everything(self, proxy: Proxy, node: RealNode) -> None:
+        key = KEY.serialized
+        before = left_open()
+        with Session.start(proxy.target()) as session:
+            session.open(4)
+            assert session.ask(b"CHECKPRESENT " + key) == b"FAILURE"
+            assert session.ask(b"PUT foo " + key) == b"PUT-FROM 0"
+            assert session.ask(b"DATA 5\nhelloVALID") == b"SUCCESS"
+            assert session.ask(b"PUT foo " + key) == b"ALREADY-HAVE"
+            assert session.ask(b"GET 1 foo " + key) == b"DATA 4"
+            assert (session.content(4), session.line()) == (b"ello", b"VALID")
+            session.say(b"SUCCESS\n")
+            assert session.ask(b"LOCKCONTENT " + key) == b"SUCCESS"
+            assert session.ask(b"UNLOCKCONTENT\nREMOVE " + key) == b"SUCCESS"
+            assert session.ask(b"GET 0 foo " + key) == b"DATA 0"
+            assert session.line() == b"INVALID"
+            session.say(b"FAILURE\n")
+            assert (session.ask(b"GETTIMESTAMP") or b"").startswith(b"TIMESTAMP ")
+            assert session.finish() == b""
+            assert session.error is None
+        assert left_open() <= before
+        assert proxy.logged(KEY, committed=True) == {NODE: b"0"}
+        assert node.logged(KEY, committed=True) == {NODE: b"0"}
+
+    def test_what_is_locked_stays(self, proxy: Proxy, node: RealNode) -> None:
+        """Also once the client that locked it has vanished."""
+        node.store(KEY, b"hello")
+        with Session.start(proxy.target()) as session:
+            session.open(4)
+            assert session.ask(b"LOCKCONTENT " + KEY.serialized) == b"SUCCESS"
+            session.close()
+            session.join()
+        with Session.start(proxy.target()) as session:
+            session.open(4)
+            assert session.ask(b"REMOVE " + KEY.serialized) == b"FAILURE"
+            assert session.ask(b"CHECKPRESENT " + KEY.serialized) == b"SUCCESS"
+        assert proxy.logged(KEY) == {}
+
+    def test_what_was_cut_short_is_resumed(self, proxy: Proxy, node: RealNode) -> None:
+        for offset in (b"0", b"3"):
+            with Session.start(proxy.target()) as session:
+                session.open(4)
+                assert session.ask(b"PUT foo " + KEY.serialized) == b"PUT-FROM " + offset
+                if offset == b"3":
+                    assert session.ask(b"DATA 2\nloVALID") == b"SUCCESS"
+                else:
+                    session.say(b"DATA 5\nhel")
+                    session.close()
+                    session.join()
+        assert node.content(KEY) == b"hello"
+
+    def test_one_that_is_gone(self, proxy: Proxy, node: RealNode) -> None:
+        target = proxy.target()
+        shutil.rmtree(node.directory)
+        with Session.start(target) as session:
+            session.say(b"VERSION 4\n")
+            assert session.rest() == b""
+            session.join()
+        assert str(session.error).startswith("Unable to connect to remote b: there is no directory ")

@@ -127,11 +127,11 @@ class LocalUpload(Upload):
         self._repository.record_presence(self._key)
         self._transfer.succeed()
 
-    def check_stored(self) -> bool:
+    def check_stored(self) -> Outcome:
         if self._repository.find(self._key) is None:
-            return False
+            return Outcome(False)
         self._log_presence()
-        return True
+        return Outcome(True)
 
     def _discard(self) -> None:
         _unlink(self._path)

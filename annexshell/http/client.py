@@ -292,10 +292,11 @@ class _RemoteUpload(Upload):
         """Say that all of the content is there already."""
         self._repository.ask(self._request(0, ("offset", self.offset)))
 
-    def check_stored(self) -> bool:
+    def check_stored(self) -> Outcome:
         if self._repository.protocol_version < _DATA_PRESENT_VERSION:
-            return False
-        return self._repository.ask(self._request(0, ("data-present", b"true"))).flag("stored")
+            return Outcome(False)
+        answer = self._repository.ask(self._request(0, ("data-present", b"true")))
+        return Outcome(answer.flag("stored"), answer.uuids())
 
     def _request(self, length: int, *parameters: tuple[str, bytes | int]) -> Request:
         if self._file is not None:

@@ -324,11 +324,11 @@ class _RemoteUpload(Upload):
         except TimedOut as reason:
             raise repository.lost(reason) from reason
 
-    def check_stored(self) -> bool:
+    def check_stored(self) -> Outcome:
         if not self._repository.rules.data_present:
-            return False
+            return Outcome(False)
         self._begun = True
-        return self._repository.outcome("PUT", self._repository.ask(m.DataPresent())).done
+        return self._repository.outcome("PUT", self._repository.ask(m.DataPresent()))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -314,11 +314,11 @@ class Server:
 
     def _check_stored(self, upload: Upload, key: Key) -> None:
         try:
-            stored = upload.check_stored()
+            outcome = upload.check_stored()
         except (AnnexshellError, OSError) as reason:
             self._refuse_content(key, reason)
         else:
-            self._connection.send(_SUCCESS if stored else _FAILURE)
+            self._send_outcome(outcome)
 
     def _receive_content(self, upload: Upload, key: Key, payload: Payload) -> None:
         validity = _Validity(self, payload)

@@ -138,7 +138,7 @@ def test_everything_at_each_version(
         assert upload.offset == 0
         assert not upload.check_stored()
         assert upload.receive(11, BytesSource(b"new content"), lambda: True)
-        assert upload.check_stored() == (version == 4)
+        assert upload.check_stored().done == (version == 4)
     assert server.repo.content(str(new)) == b"new content"
     assert server.repo.locations(str(new)) == {server.repo.uuid}
 

@@ -120,7 +120,7 @@ class MemoryUpload(Upload):
         return Outcome(True, self.repository.uuids)
 
     def check_stored(self):
-        return self.key in self.repository.contents
+        return Outcome(self.key in self.repository.contents)
 
     def __exit__(self, *exc):
         self.repository.events.append("uploaded")

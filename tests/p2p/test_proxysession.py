@@ -20,6 +20,7 @@ from tests.proxying import (
     CLUSTER,
     NODE,
     OTHER,
+    OWN,
     Client,
     Link,
     Nodes,
@@ -256,6 +257,7 @@ OUTCOMES: list[tuple[list[bytes], list[bytes], bytes, dict[UUID, bytes]]] = [
     (PUT, [PUT_FROM, b"SUCCESS-PLUS OTHER"], b"SUCCESS-PLUS OTHER", THERE | {OTHER: b"1"}),
     (PUT, [PUT_FROM, b"SUCCESS-PLUS CLUSTER OTHER"], b"SUCCESS-PLUS CLUSTER OTHER", THERE | {OTHER: b"1"}),
     (PUT, [PUT_FROM, b"SUCCESS-PLUS"], b"SUCCESS", THERE),
+    (PUT, [PUT_FROM, b"SUCCESS-PLUS OWN"], b"SUCCESS-PLUS OWN", THERE),
     (PUT, [PUT_FROM, b"FAILURE"], b"FAILURE", {}),
     (PUT, [PUT_FROM, b"FAILURE-PLUS OTHER"], b"FAILURE-PLUS OTHER", {}),
     (PUT, [PUT_FROM, b"ERROR no"], b"ERROR no", {}),
@@ -264,6 +266,7 @@ OUTCOMES: list[tuple[list[bytes], list[bytes], bytes, dict[UUID, bytes]]] = [
     (PUT[:1], [b"ERROR no"], b"ERROR no", {}),
     (PUT[:1], [b"FAILURE"], b"ERROR remote b refused the upload without saying why", {}),
     (DATA_PRESENT, [PUT_FROM, b"SUCCESS"], b"SUCCESS", THERE),
+    (DATA_PRESENT, [PUT_FROM, b"SUCCESS-PLUS OTHER"], b"SUCCESS-PLUS OTHER", THERE | {OTHER: b"1"}),
     (DATA_PRESENT, [PUT_FROM, b"FAILURE"], b"FAILURE", {}),
     (REMOVE, [b"SUCCESS"], b"SUCCESS", GONE),
     (REMOVE, [b"SUCCESS-PLUS OTHER"], b"SUCCESS-PLUS NODE OTHER", GONE | {OTHER: b"0"}),
@@ -282,8 +285,8 @@ OUTCOMES: list[tuple[list[bytes], list[bytes], bytes, dict[UUID, bytes]]] = [
 
 
 def filled(text: bytes) -> bytes:
-    names = {b"KEY": KEY.serialized, b"NODE": NODE, b"OTHER": OTHER, b"CLUSTER": CLUSTER}
-    return re.sub(rb"KEY|NODE|OTHER|CLUSTER", lambda found: names[found[0]], text)
+    names = {b"KEY": KEY.serialized, b"NODE": NODE, b"OTHER": OTHER, b"CLUSTER": CLUSTER, b"OWN": OWN}
+    return re.sub(rb"KEY|NODE|OTHER|CLUSTER|OWN", lambda found: names[found[0]], text)
 
 
 def answering(*answers: bytes) -> Any:
