@@ -48,6 +48,26 @@ class LocalRepository(Repository):
         self._verifier: Verifier | None = None
         self._transfers: Transfers | None = None
         self._worktree: Worktree | None = None
+        self._shares_parts = False  # its own are used by others
+        self._uses_parts = False  # of another one
+
+    def share(self) -> None:
+        """Have everything ready that :meth:`for_client` shares, for use in several threads."""
+        self._shares_parts = True
+        _ = (self.branch, self.transfers, self.worktree)
+
+    def for_client(self, client: UUID) -> LocalRepository:
+        """The same repository as another client uses it, in one thread. Call :meth:`share` before.
+
+        Closing it commits nothing, and leaves everything open that is shared.
+        """
+        other = LocalRepository.__new__(LocalRepository)
+        other.__dict__.update(self.__dict__)
+        other.client = client
+        other._recorded = False
+        other._verifier = None
+        other._shares_parts, other._uses_parts = False, True
+        return other
 
     @property
     def branch(self) -> Branch:
@@ -73,10 +93,18 @@ class LocalRepository(Repository):
             from annexshell.annex.worktree import Worktree
 
             database = KeysDatabase(self.repo, self.permissions)
-            self._worktree = Worktree(
-                self.repo, self.permissions, self.objects, database, self.verifier.verify, self._has_space
-            )
+            verify = self._verify_in_any_thread if self._shares_parts else self.verifier.verify
+            self._worktree = Worktree(self.repo, self.permissions, self.objects, database, verify, self._has_space)
         return self._worktree
+
+    def _verify_in_any_thread(self, key: Key, path: bytes) -> bool | None:
+        from annexshell.annex.verify import Verifier
+
+        verifier = Verifier(self._equivalent_keys)
+        try:
+            return verifier.verify(key, path)
+        finally:
+            verifier.close()
 
     def _has_space(self, key: Key) -> bool:
         from annexshell.annex.diskspace import require_space
@@ -185,6 +213,10 @@ class LocalRepository(Repository):
 
     def close(self) -> None:
         """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""
+        if self._uses_parts:
+            if self._verifier is not None:
+                self._verifier.close()
+            return
         try:
             self._commit()
         finally:
