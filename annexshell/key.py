@@ -104,8 +104,11 @@ class Key:
         """The serialized key that all chunks of one object share."""
         if self.chunksize is None and self.chunknum is None:
             return self.serialized
-        values = {b"s": self.size, b"m": self.mtime}
-        return self._serialize((b"s", b"m"), {f: b"%d" % v for f, v in values.items() if v is not None})
+        # Cut out, not written anew: %d has a limit on the number of digits.
+        end = len(self.serialized) - len(self.name) - 2
+        field = b"-S" if self.chunksize is not None else b"-C"
+        start = self.serialized.index(field, len(self.variety), end)
+        return self.serialized[:start] + self.serialized[end:]
 
     def hashdirs_lower(self, levels: int = 2) -> bytes:
         """``f87/4d5``, or only the first of the two."""

@@ -75,6 +75,20 @@ def test_numbers_have_no_limit():
     key = Key(b"SHA256-s" + digits + b"--x")
     assert key.serialized == b"SHA256-s" + digits + b"--x"
     assert key.size is not None and key.size % 10 == 9
+    assert Key(b"SHA256-s" + digits + b"-S1-C2--x").digest == key.digest
+
+
+@pytest.mark.parametrize(
+    "chunk, whole",
+    [
+        (b"S-s5-m9223372036854775808-S1-C2--x-S1-C2", b"S-s5-m-9223372036854775808--x-S1-C2"),
+        (b"C-S1--", b"C--"),
+        (b"S-C1--S-C1--x", b"S--S-C1--x"),
+        (b"S-m1--S-C1", b"S-m1--S-C1"),
+    ],
+)
+def test_chunks_share_what_their_object_is_called(chunk, whole):
+    assert Key(chunk).without_chunk == whole
 
 
 def test_no_key_has_a_nul_byte():
