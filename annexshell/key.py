@@ -74,12 +74,9 @@ class Key:
         self.size, self.mtime, self.chunksize, self.chunknum = (
             _number_or_none(found.get(field)) for field in _FIELDS
         )
-        self.serialized = self._serialize(_FIELDS, found)
+        written = [b"-" + field + found[field] for field in _FIELDS if field in found]
+        self.serialized = b"".join((variety, *written, b"--", name))
         self._digest = None
-
-    def _serialize(self, fields: tuple[bytes, ...], values: dict[bytes, bytes]) -> bytes:
-        written = [b"-" + field + values[field] for field in fields if field in values]
-        return b"".join((self.variety, *written, b"--", self.name))
 
     @classmethod
     def from_filename(cls, filename: bytes) -> Key:

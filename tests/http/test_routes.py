@@ -113,12 +113,9 @@ def check(request: ApiRequest, target: str, headers: dict[str, str]) -> None:
     assert found.pop("key") == maybe(as_key, words[-1] if in_path else query.get("key"))
     if "lockid" in query:
         assert found.pop("lockid") == query["lockid"]
-    assert found.pop("client") == maybe(
-        urls.decode_value, query.get("clientuuid", b"").decode("utf-8", "replace")
-    ) or ("clientuuid=%ff" in target and request.client == b"\xff")
-    assert found.pop("file") == maybe(urls.decode_value, query.get("associatedfile", b"").decode()) or (
-        request.file is None
-    )
+    client = b"\xff" if "clientuuid=%ff" in target else urls.decode_value(query.get("clientuuid", b"").decode())
+    assert found.pop("client") == client
+    assert found.pop("file") == (urls.decode_value(query.get("associatedfile", b"").decode()) or None)
     assert found.pop("offset") == int(query.get("offset", 0))
     assert found.pop("timestamp") == maybe(int, query.get("timestamp"))
     assert found.pop("data_length") == maybe(int, headers.get("X-git-annex-data-length"))
