@@ -43,7 +43,7 @@ class GitRepository:
         """Find the git directory of PATH, an existing directory, and start reading its config."""
         self.path = path
         self.gitdir = find_gitdir(path)
-        self.commondir = _commondir(self.gitdir)
+        self.commondir = find_commondir(self.gitdir)
         self.annexdir = self.commondir + b"/annex"
         self._signature = file_signature(self._config_file)
         self._reader: ConfigReader | None = ConfigReader(self.gitdir)
@@ -169,7 +169,8 @@ def find_gitdir(path: bytes) -> bytes:
     return gitdir
 
 
-def _commondir(gitdir: bytes) -> bytes:
+def find_commondir(gitdir: bytes) -> bytes:
+    """The directory of what all work trees of the repository share; GITDIR itself for all but linked ones."""
     target = _first_line(gitdir + b"/commondir")
     # git-annex turns the .git of a linked worktree into a symlink, behind which ".." is not what it looks like.
     return gitdir if target is None else os.path.realpath(os.path.join(gitdir, target))
