@@ -86,6 +86,10 @@ class Content(Exchange):
     length: int  # bytes that source will give, neither more nor less
     source: Source
 
+    def narrow(self, start: int, length: int) -> bool:
+        """Send only LENGTH bytes from START on; false where that cannot be done."""
+        return False
+
     @abstractmethod
     def still_valid(self) -> bool:
         """After the bytes were read: whether they were the key's content all the time."""
@@ -127,6 +131,10 @@ class Repository(ABC):
         """
         return min(highest, self.protocol_version)
 
+    def is_alive(self) -> bool:
+        """Whether something can still be asked, as far as that shows without asking, and between two requests."""
+        return self.usable
+
     @abstractmethod
     def checkpresent(self, key: Key) -> bool:
         """Whether the whole content is there. Raises RepositoryError when that cannot be told.
@@ -156,6 +164,11 @@ class Repository(ABC):
     @abstractmethod
     def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
         """Receive the content. Raises TransferRefused, RepositoryError."""
+
+    def putoffset(self, key: Key, file: AssociatedFile) -> int | AlreadyHave:
+        """Where a :meth:`put` that began now would start. Raises as that does."""
+        with self.put(key, file) as upload:
+            return upload if isinstance(upload, AlreadyHave) else upload.offset
 
     @abstractmethod
     def close(self) -> None:

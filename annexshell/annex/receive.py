@@ -38,8 +38,8 @@ class LocalUpload(Upload):
         """Take the transfer lock. Raises TransferRefused, RepositoryError."""
         self._repository = repository
         self._key = key
-        self._directory = repository.repo.annexdir + b"/tmp"
-        self._path = self._directory + b"/" + key.filename
+        self._path = temp_path(repository, key)
+        self._directory = os.path.dirname(self._path)
         self._data_began = False
         repository.repo.refresh_config()
         journal.refuse_pidlock(repository.repo)
@@ -51,23 +51,12 @@ class LocalUpload(Upload):
             if not self._transfer.is_locked:
                 # Two that write the same temporary file would make a mixture of it.
                 raise TransferRefused("the repository is not writable: cannot take the transfer lock")
-            self.offset = self._resumable_size()
+            self.offset = resumable_size(repository, key)
             require_space(repository.repo, key, already=self.offset, transfers=repository.transfers)
             repository.expect_recording(key)
         except BaseException:
             self._transfer.cancel()
             raise
-
-    def _resumable_size(self) -> int:
-        """How much of the content is there from an earlier attempt and can be built upon."""
-        try:
-            size = os.stat(self._path).st_size
-        except FileNotFoundError:
-            return 0
-        # Without a hash nothing would notice that the start is of another version of the content; and what is larger
-        # than the key is not its start.
-        too_large = self._key.size is not None and size > self._key.size
-        return 0 if too_large or not self._repository.verifier.can_verify(self._key) else size
 
     def receive(self, length: int, source: Source, validity: Callable[[], bool | None]) -> Outcome:
         self._data_began = True
@@ -151,6 +140,23 @@ class LocalUpload(Upload):
             self._transfer.__exit__(kind, error, trace)
         else:
             self._transfer.cancel()
+
+
+def temp_path(repository: LocalRepository, key: Key) -> bytes:
+    """Where content is while it comes."""
+    return b"%s/tmp/%s" % (repository.repo.annexdir, key.filename)
+
+
+def resumable_size(repository: LocalRepository, key: Key) -> int:
+    """How much of the content is there from an earlier attempt and can be built upon. Raises OSError."""
+    try:
+        size = os.stat(temp_path(repository, key)).st_size
+    except FileNotFoundError:
+        return 0
+    # Without a hash nothing would notice that the start is of another version of the content; and what is larger
+    # than the key is not its start.
+    too_large = key.size is not None and size > key.size
+    return 0 if too_large or not repository.verifier.can_verify(key) else size
 
 
 class _TempFile:

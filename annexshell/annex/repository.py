@@ -213,16 +213,18 @@ class LocalRepository(Repository):
 
     def close(self) -> None:
         """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""
-        if self._uses_parts:
-            if self._verifier is not None:
-                self._verifier.close()
-            return
         try:
-            self._commit()
+            if not self._uses_parts:
+                self._commit()
         finally:
-            for part in (self._branch, self._worktree, self._verifier):
-                if part is not None:
-                    part.close()
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End what is not somebody else's, and commit nothing."""
+        own = (self._verifier,) if self._uses_parts else (self._branch, self._worktree, self._verifier)
+        for part in own:
+            if part is not None:
+                part.close()
 
     def _commit(self) -> None:
         # The journal may have entries of others even if this session wrote none; then they are committed too.

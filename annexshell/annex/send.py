@@ -25,6 +25,7 @@ class LocalContent(Content):
     def __init__(self, repository: LocalRepository, key: Key, path: bytes, offset: int, file: AssociatedFile) -> None:
         """Raises NotPresent: it vanished, is no regular file, or is not the content that was recorded."""
         self._path = path
+        self._offset = offset
         self._transfer: Transfer | None = None
         # Neither waiting for a writer nor going elsewhere, should a FIFO or a link be in the object's place.
         try:
@@ -50,6 +51,12 @@ class LocalContent(Content):
         except BaseException:
             os.close(self._fd)
             raise
+
+    def narrow(self, start: int, length: int) -> bool:
+        frozen = self.source.file() is not None
+        self.source = relay.FileSource(self._fd, self._offset + start, frozen=frozen)
+        self.length = length
+        return True
 
     def still_valid(self) -> bool:
         try:

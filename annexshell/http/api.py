@@ -101,6 +101,17 @@ class ApiRequest:
     data_length: int | None  # X-git-annex-data-length
     data_present: bool
 
+    @property
+    def the_key(self) -> Key:
+        """Of a request that has to have one."""
+        assert self.key is not None
+        return self.key
+
+    @property
+    def the_version(self) -> int:
+        """Of the protocol: the download without a version is one of version 0 (spec: proxy §11.2)."""
+        return self.version or 0
+
 
 class Refusal(Exception):
     """An answer other than 200."""

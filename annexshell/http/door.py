@@ -1,0 +1,258 @@
+"""The HTTP API, request by request (spec: http §3-§7).
+
+Each action has one handler, found in a table. A handler says what it wants of the repository in a function that runs
+in another thread, and makes an answer of what comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, TypeVar
+
+from aiohttp import web
+
+from annexshell import log
+from annexshell.errors import AnnexshellError, NotLocked, NotPresent, PeerError, RemoteUnavailable, TransferRefused
+from annexshell.http import api as a
+from annexshell.http import download, replies, routes
+from annexshell.http.api import ApiRequest, Refusal
+from annexshell.http.upload import Receiver
+from annexshell.proxy import CannotProxy
+from annexshell.repository import AlreadyHave, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from annexshell.http.auth import Gate
+    from annexshell.http.locks import Locks, Stream
+    from annexshell.http.repositories import Repositories, Served
+    from annexshell.http.sessions import Sessions
+    from annexshell.http.work import Workers
+    from annexshell.repository import ContentLock, Repository
+
+T = TypeVar("T")
+
+BODY_TIMEOUT = 600.0  # seconds for which a client that sends need not send anything
+_LONGEST_VALUE = 1 << 16  # bytes of one of the JSON values in the body of keeplocked
+_DATA_LENGTH = "X-git-annex-data-length"
+
+
+class Door:
+    """Answers requests. It owns nothing that it is given."""
+
+    def __init__(
+        self, repositories: Repositories, sessions: Sessions, gate: Gate, locks: Locks, workers: Workers
+    ) -> None:
+        self._repositories = repositories
+        self._sessions = sessions
+        self._gate = gate
+        self._locks = locks
+        self._workers = workers
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer to any request; whatever goes wrong is one."""
+        try:
+            api = routes.parse(request.method, request.raw_path, request.headers)
+            served = await self._repositories.find(api.uuid)
+            if served is None:
+                raise Refusal(404)
+            await self._authorize(request, api)
+            self._sessions.prepare(served)
+            return await _HANDLERS[api.action](self, request, api, served)
+        except Refusal as refusal:
+            return _refused(refusal)
+        except (AnnexshellError, OSError) as reason:
+            if isinstance(reason, ConnectionError) and request.transport is None:
+                raise  # there is nobody left to be answered
+            return _refused(_explained(reason))
+
+    async def _authorize(self, request: web.BaseRequest, api: ApiRequest) -> None:
+        header = request.headers.get("Authorization")
+        over_tls = request.scheme == "https"
+
+        def decide() -> object:
+            return self._gate.access(api.action.kind, header, over_tls, api.uuid)
+
+        if self._gate.is_slow(header, over_tls):
+            await self._workers.run(decide)
+        else:
+            decide()
+
+    async def _ask(self, api: ApiRequest, served: Served, question: Callable[[Repository], T]) -> T:
+        def work() -> T:
+            with self._sessions.open(api, served) as repository:
+                return question(repository)
+
+        return await self._workers.run(work)
+
+    # Short requests.
+
+    async def _checkpresent(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        return _json(replies.present(await self._ask(api, served, lambda r: r.checkpresent(api.the_key))))
+
+    async def _gettimestamp(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        return _json(replies.timestamp(await self._ask(api, served, lambda r: r.gettimestamp())))
+
+    async def _remove(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        try:
+            with self._sessions.committer(served).change():
+                outcome = await self._ask(api, served, lambda r: r.remove(api.the_key, api.timestamp))
+        except NotLocked as reason:
+            log.debug(f"remove {api.key}: {reason}")
+            outcome = Outcome(False)
+        return _json(replies.removed(api.the_version, outcome))
+
+    async def _putoffset(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        offset = await self._ask(api, served, lambda r: r.putoffset(api.the_key, api.file))
+        if isinstance(offset, AlreadyHave):
+            return _json(replies.already_have(api.the_version, offset.uuids))
+        return _json(replies.offset(offset))
+
+    # Locks.
+
+    async def _lockcontent(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        def take() -> ContentLock:
+            return self._sessions.lockcontent(api, served)
+
+        try:
+            lockid = await self._locks.acquire(api.uuid, take)
+        except (NotLocked, NotPresent) as reason:
+            log.debug(f"lockcontent {api.key}: {reason}")
+            lockid = None
+        return _json(replies.locked(lockid))
+
+    async def _keeplocked(self, request: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        assert api.lockid is not None
+        with self._locks.stream(api.uuid, api.lockid) as stream:
+            await _wait_for_unlock(request, stream)
+        return _json(replies.locked(None))
+
+    # Content.
+
+    async def _get(self, request: web.BaseRequest, api: ApiRequest, served: Served) -> web.StreamResponse:
+        if request.method == "HEAD" and served.proxied:
+            return await self._head(api, served)
+        opened = await self._workers.run(
+            lambda: download.open_content(self._sessions, request, api, served), dispose=download.Opened.close
+        )
+        if opened.data is not None:
+            return await _send_small(request, opened)
+        response = web.StreamResponse(status=opened.status, headers=opened.headers)
+        response.content_length = opened.length
+        await download.send(request, response, opened, self._workers)
+        return response
+
+    async def _head(self, api: ApiRequest, served: Served) -> web.Response:
+        """Without beginning to have content sent here, which could not be ended in good order."""
+        if not await self._ask(api, served, lambda r: r.checkpresent(api.the_key)):
+            raise Refusal(404)
+        size = api.the_key.size
+        headers = dict(download.HEADERS)
+        if size is not None:
+            headers[_DATA_LENGTH] = headers["Content-Length"] = str(max(0, size - api.offset))
+        return web.Response(headers=headers)
+
+    async def _put(self, request: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
+        body = _body(request)
+        receiver = Receiver(api, lambda: self._sessions.open(api, served))
+        with self._sessions.committer(served).change():
+            try:
+                outcome = await receiver.receive(body, self._workers)
+            except (PeerError, TransferRefused) as reason:
+                if not served.proxied:
+                    raise
+                log.warn(f"cannot receive {api.key}: {reason}")
+                async for _ in body:
+                    pass
+                outcome = Outcome(False)
+        return _json(replies.stored(api.the_version, outcome))
+
+
+async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    """The request's body, piece by piece. A client that stalls is cut off."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    loop = asyncio.get_running_loop()
+    while True:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        stalled = loop.call_later(BODY_TIMEOUT, transport.abort)
+        try:
+            piece = await request.content.readany()
+        finally:
+            stalled.cancel()
+        if not piece:
+            return
+        yield piece
+
+
+async def _wait_for_unlock(request: web.BaseRequest, stream: Stream) -> None:
+    """Return when the client says so, or has said everything (spec: http §7.2). It may take hours."""
+    decoder = json.JSONDecoder()
+    text = ""
+    while piece := await request.content.readany():
+        text += piece.decode("utf-8", "replace")
+        while text := text.lstrip():
+            try:
+                value, end = decoder.raw_decode(text)
+            except ValueError:
+                break  # it is not complete, or never will be
+            text = text[end:]
+            if isinstance(value, dict) and value.get("unlock") is True:
+                await stream.unlock()
+                return
+        text = text[:_LONGEST_VALUE]
+
+
+async def _send_small(request: web.BaseRequest, opened: download.Opened) -> web.StreamResponse:
+    assert opened.data is not None
+    if request.method == "HEAD" or not opened.length:
+        return web.Response(status=opened.status, headers=opened.headers)
+    if len(opened.data) == opened.length:
+        return web.Response(status=opened.status, body=opened.data, headers=opened.headers)
+    # It was not valid to its end, and must not seem complete.
+    response = web.StreamResponse(status=opened.status, headers=opened.headers)
+    response.content_length = opened.length
+    await response.prepare(request)
+    await response.write(opened.data)
+    response.force_close()
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, headers={"Content-Type": replies.CONTENT_TYPE})
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    headers = dict(refusal.headers)
+    if refusal.text:
+        headers["Content-Type"] = "text/plain;charset=utf-8"
+    return web.Response(status=refusal.status, body=refusal.text.encode("utf-8", "backslashreplace"), headers=headers)
+
+
+def _explained(reason: AnnexshellError | OSError) -> Refusal:
+    """What a failure of ours, or of somebody behind us, is as an answer."""
+    if isinstance(reason, NotPresent):
+        return Refusal(404)
+    text = reason.strerror or "" if isinstance(reason, OSError) else str(reason)
+    if isinstance(reason, CannotProxy):
+        return Refusal(502, text or "unknown uuid")
+    return Refusal(502 if isinstance(reason, RemoteUnavailable) else 500, log.printable(text))
+
+
+_HANDLERS: Mapping[a.Action, Callable[[Door, web.BaseRequest, ApiRequest, Served], Awaitable[web.StreamResponse]]] = {
+    a.GET: Door._get,
+    a.CHECKPRESENT: Door._checkpresent,
+    a.LOCKCONTENT: Door._lockcontent,
+    a.KEEPLOCKED: Door._keeplocked,
+    a.REMOVE: Door._remove,
+    a.REMOVE_BEFORE: Door._remove,
+    a.GETTIMESTAMP: Door._gettimestamp,
+    a.PUT: Door._put,
+    a.PUTOFFSET: Door._putoffset,
+}
