@@ -56,6 +56,10 @@ class RemoteUnavailable(AnnexshellError):
     """A remote could not be reached."""
 
 
+class NotAsked(RemoteUnavailable):
+    """The connection was lost before a request had gone out: nothing was done, and it can be asked over another."""
+
+
 class NotPresent(AnnexshellError):
     """The key's content is not in the repository."""
 

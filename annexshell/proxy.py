@@ -10,16 +10,18 @@ from annexshell import log
 from annexshell.annex.logs import cluster, uuidmap
 from annexshell.annex.logs import proxy as proxylog
 from annexshell.annex.repository import LocalRepository
-from annexshell.errors import AnnexshellError, Refused, RemoteUnavailable, RepositoryError
+from annexshell.errors import AnnexshellError, NotAsked, Refused, RemoteUnavailable, RepositoryError
 from annexshell.remotes.listing import list_remotes
 from annexshell.remotes.opening import open_remote
 from annexshell.remotes.patience import Patience
 from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
+from annexshell.uuid import NO_UUID, UUID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import TypeVar
 
     from annexshell.annex.branch import Branch
     from annexshell.annex.gitrepo import GitRepository
@@ -27,20 +29,25 @@ if TYPE_CHECKING:
     from annexshell.relay import Source
     from annexshell.remotes.remote import Remote
     from annexshell.repository import AssociatedFile, Timestamp
-    from annexshell.uuid import UUID
+
+    _T = TypeVar("_T")
 
 
 class CannotProxy(Refused):
     """Why a uuid is not stood for, in the spec's words; empty where nothing is to be said."""
 
 
-def check_can_proxy(repo: GitRepository, uuid: UUID) -> ProxiedRepository:
-    """The repository that REPO stands in front of under UUID (spec: proxy §3.1). Raises CannotProxy."""
-    local = LocalRepository(repo)
+def check_can_proxy(repo: GitRepository, uuid: UUID, shared: LocalRepository | None = None) -> ProxiedRepository:
+    """The repository that REPO stands in front of under UUID (spec: proxy §3.1). Raises CannotProxy.
+
+    SHARED is REPO where many use it, so that what is recorded goes by way of its branch; committing that, and closing
+    the branch, then is left to the one who shares it.
+    """
+    local = LocalRepository(repo) if shared is None else shared.for_client(NO_UUID)
     try:
         return ProxiedRepository(local, uuid, _chosen(repo, local.branch, uuid))
     except BaseException:
-        local.branch.close()
+        local.abandon()
         raise
 
 
@@ -124,7 +131,7 @@ class ProxiedRepository(Repository):
 
     def abandon(self) -> None:
         """Nothing will be asked of it: let go of what finding it took."""
-        self.local.branch.close()
+        self.local.abandon()
 
     def agree(self, highest: int) -> int:
         self.protocol_version = highest
@@ -170,20 +177,30 @@ class ProxiedRepository(Repository):
         except (AnnexshellError, OSError) as reason:
             log.warn(f"cannot record where the content of {key} is: {reason}")
 
+    def _ask(self, request: Callable[[Repository], _T]) -> _T:
+        """What REQUEST gives, which is asked again, of a new connection, if the one there was ended unnoticed."""
+        try:
+            with self as node:
+                return request(node)
+        except NotAsked as reason:
+            log.debug(f"remote {self.remote}: {reason}")
+        with self as node:
+            return request(node)
+
     # What a Repository does.
 
+    def is_alive(self) -> bool:
+        return self._node is not None and self._node.is_alive()
+
     def checkpresent(self, key: Key) -> bool:
-        with self as node:
-            return node.checkpresent(key)
+        return self._ask(lambda node: node.checkpresent(key))
 
     def lockcontent(self, key: Key) -> ContentLock:
-        with self as node:
-            return _ProxiedLock(self, node.lockcontent(key))
+        return _ProxiedLock(self, self._ask(lambda node: node.lockcontent(key)))
 
     def remove(self, key: Key, before: Timestamp | None = None) -> Outcome:
         try:
-            with self as node:
-                outcome = node.remove(key, before)
+            outcome = self._ask(lambda node: node.remove(key, before))
         except RemoteUnavailable as reason:
             # How git-annex-shell answers when the content is locked is to end.
             log.warn(f"cannot remove {key}: {reason}")
@@ -193,17 +210,14 @@ class ProxiedRepository(Repository):
         return Outcome(outcome.done, uuids if outcome.uuids else ())
 
     def gettimestamp(self) -> Timestamp:
-        with self as node:
-            return node.gettimestamp()
+        return self._ask(lambda node: node.gettimestamp())
 
     def get(self, key: Key, offset: int, file: AssociatedFile) -> Content:
-        with self as node:
-            return _ProxiedContent(self, node.get(key, offset, file))
+        return _ProxiedContent(self, self._ask(lambda node: node.get(key, offset, file)))
 
     def put(self, key: Key, file: AssociatedFile) -> Upload | AlreadyHave:
-        with self as node:
-            answer = node.put(key, file)
-            return answer if isinstance(answer, AlreadyHave) else _ProxiedUpload(self, key, answer)
+        answer = self._ask(lambda node: node.put(key, file))
+        return answer if isinstance(answer, AlreadyHave) else _ProxiedUpload(self, key, answer)
 
     def close(self) -> None:
         """End the connection, and commit what was recorded. Raises RepositoryError, OSError."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from annexshell.http.sessions import Sessions
     from annexshell.http.work import Workers
     from annexshell.repository import ContentLock, Repository
+    from annexshell.uuid import UUID
 
 T = TypeVar("T")
 
@@ -54,10 +55,12 @@ class Door:
         """The answer to any request; whatever goes wrong is one."""
         try:
             api = routes.parse(request.method, request.raw_path, request.headers)
+            header = request.headers.get("Authorization")
+            slow = self._gate.is_slow(header, request.secure)
             served = await self._repositories.find(api.uuid)
             if served is None:
                 raise Refusal(404)
-            await self._authorize(request, api)
+            await self._authorize(request, api, header, slow)
             self._sessions.prepare(served)
             return await _HANDLERS[api.action](self, request, api, served)
         except Refusal as refusal:
@@ -67,14 +70,11 @@ class Door:
                 raise  # there is nobody left to be answered
             return _refused(_explained(reason))
 
-    async def _authorize(self, request: web.BaseRequest, api: ApiRequest) -> None:
-        header = request.headers.get("Authorization")
-        over_tls = request.scheme == "https"
-
+    async def _authorize(self, request: web.BaseRequest, api: ApiRequest, header: str | None, slow: bool) -> None:
         def decide() -> object:
-            return self._gate.access(api.action.kind, header, over_tls, api.uuid)
+            return self._gate.access(api.action.kind, header, request.secure, api.uuid)
 
-        if self._gate.is_slow(header, over_tls):
+        if slow:
             await self._workers.run(decide)
         else:
             decide()
@@ -101,7 +101,7 @@ class Door:
         except NotLocked as reason:
             log.debug(f"remove {api.key}: {reason}")
             outcome = Outcome(False)
-        return _json(replies.removed(api.the_version, outcome))
+        return _json(replies.removed(api.the_version, _without(outcome, api.uuid)))
 
     async def _putoffset(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         offset = await self._ask(api, served, lambda r: r.putoffset(api.the_key, api.file))
@@ -166,7 +166,7 @@ class Door:
                 async for _ in body:
                     pass
                 outcome = Outcome(False)
-        return _json(replies.stored(api.the_version, outcome))
+        return _json(replies.stored(api.the_version, _without(outcome, api.uuid)))
 
 
 async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
@@ -224,6 +224,11 @@ async def _send_small(request: web.BaseRequest, opened: download.Opened) -> web.
     return response
 
 
+def _without(outcome: Outcome, uuid: UUID) -> Outcome:
+    """What became of the content elsewhere than where the client asked."""
+    return Outcome(outcome.done, tuple(other for other in outcome.uuids if other != uuid))
+
+
 def _json(body: bytes) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": replies.CONTENT_TYPE})
 
@@ -231,7 +236,8 @@ def _json(body: bytes) -> web.Response:
 def _refused(refusal: Refusal) -> web.Response:
     headers = dict(refusal.headers)
     if refusal.text:
-        headers["Content-Type"] = "text/plain;charset=utf-8"
+        # It may quote what the client said.
+        headers |= {"Content-Type": "text/plain;charset=utf-8", "X-Content-Type-Options": "nosniff"}
     return web.Response(status=refusal.status, body=refusal.text.encode("utf-8", "backslashreplace"), headers=headers)
 
 

@@ -63,7 +63,7 @@ class Sessions:
             with self._pool.take(self._key(api, served), self._opener(api, served)) as repository:
                 yield repository
         else:
-            local = self._shared[served.repo].local.for_client(api.client)
+            local = self._shared[served.repo].local.for_client(api.client or served.uuid)
             try:
                 yield local
             finally:

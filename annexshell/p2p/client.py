@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from annexshell import relay
 from annexshell.annex import backends
-from annexshell.errors import NotLocked, NotPresent, PeerError, ProtocolError, RemoteUnavailable, TransferRefused
+from annexshell.errors import (
+    NotAsked,
+    NotLocked,
+    NotPresent,
+    PeerError,
+    ProtocolError,
+    RemoteUnavailable,
+    TransferRefused,
+)
 from annexshell.p2p import messages as m
 from annexshell.p2p.versions import HIGHEST, VERSIONS
 from annexshell.p2p.wire import Payload, TimedOut
@@ -124,11 +132,15 @@ class P2PRepository(Repository):
         return RemoteUnavailable(f"{self.name} answered {request} with {answer!r}")
 
     def ask(self, request: m.Message) -> m.Message:
+        """The answer to REQUEST. Raises NotAsked if that was not sent, and as :meth:`receive` does."""
         if self._connection.has_read_ahead:
             # It would be taken for the answer.
             self.usable = False
-            raise RemoteUnavailable(f"{self.name} has said more than it was asked")
-        self.send(request)
+            raise NotAsked(f"{self.name} has said more than it was asked")
+        try:
+            self.send(request)
+        except RemoteUnavailable as reason:
+            raise NotAsked(str(reason)) from reason  # its line end comes last, and nobody heeds a part of a line
         return self.receive()
 
     def outcome(self, request: str, answer: m.Message) -> Outcome:
@@ -139,6 +151,9 @@ class P2PRepository(Repository):
         raise self.out_of_step(request, answer)
 
     # What a Repository does.
+
+    def is_alive(self) -> bool:
+        return self.usable and self._connection.is_quiet
 
     def checkpresent(self, key: Key) -> bool:
         return self.outcome("CHECKPRESENT", self.ask(m.CheckPresent(key))).done
