@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.annex.logs import cluster
+from annexshell.annex.repository import LocalRepository
 from annexshell.errors import Refused, RemoteUnavailable, RepositoryError
 from annexshell.key import Key
 from annexshell.proxy import CannotProxy, ProxiedRepository, check_can_proxy, update, why_not
@@ -19,7 +22,21 @@ from annexshell.remotes.ssh import SshRepository
 from annexshell.uuid import UUID
 from tests import vectors
 from tests.leftovers import left_open
-from tests.proxying import CLUSTER, NODE, OTHER, OWN, Nodes, Proxy, RealNode, Session, nodes, set_config, write_branch
+from tests.proxying import (
+    CLUSTER,
+    DEADLINE,
+    NODE,
+    OTHER,
+    OWN,
+    Link,
+    Nodes,
+    Proxy,
+    RealNode,
+    Session,
+    nodes,
+    set_config,
+    write_branch,
+)
 from tests.shell import Shell, git, make_annex
 
 __all__ = ["nodes"]
@@ -202,6 +219,49 @@ def test_a_refusal_leaves_nothing_behind(proxy: Proxy) -> None:
     assert left_open() <= before
 
 
+def wait_for_end(target: ProxiedRepository) -> None:
+    """Return when the node does not read any more, the last that it does."""
+    assert isinstance(target._node, SshRepository)
+    poll = select.poll()
+    poll.register(target._node._child.write_fd, 0)
+    assert poll.poll(DEADLINE * 1000)
+    assert not target.is_alive()
+
+
+class TestShared:
+    """A server's many targets have one branch, which outlives each of them."""
+
+    @pytest.fixture
+    def shared(self, proxy: Proxy) -> Any:
+        shared = LocalRepository(GitRepository(os.fsencode(proxy.directory)))
+        shared.share()
+        yield shared
+        shared.close()
+
+    def test_targets(self, shared: LocalRepository, proxy: Proxy, nodes: Nodes, tmp_path: Path) -> None:
+        node = RealNode(tmp_path / "node")
+        nodes.scripts = [node]
+        targets = [check_can_proxy(shared.repo, NODE, shared) for _ in range(3)]
+        children = {name for name in left_open() if name.startswith("child")}
+        for target in targets:
+            assert target.local.branch is shared.branch
+            target.agree(4)
+            assert target.remove(KEY)
+            target.close()
+        assert children >= {name for name in left_open() if name.startswith("child")}
+        assert (proxy.logged(KEY), proxy.logged(KEY, committed=True)) == ({NODE: b"0"}, {})
+        assert shared.branch.commit()
+        assert proxy.logged(KEY, committed=True) == {NODE: b"0"}
+
+    def test_a_refusal(self, shared: LocalRepository) -> None:
+        shared.branch.read(b"proxy.log")
+        before = left_open()
+        with pytest.raises(CannotProxy):
+            check_can_proxy(shared.repo, OTHER, shared)
+        check_can_proxy(shared.repo, NODE, shared).abandon()
+        assert left_open() == before
+
+
 class TestConnections:
     """The remote's connection is opened when it is needed, closed when it is out of step, and opened again."""
 
@@ -235,12 +295,84 @@ class TestConnections:
         self, target: ProxiedRepository, nodes: Nodes
     ) -> None:
         """The client's version stays what it was."""
-        nodes.scripts = [lambda link: link.greet(1), lambda link: (link.greet(4), link.wait_for_end())]
+        nodes.scripts = [
+            lambda link: (link.greet(1), link.line()),
+            lambda link: (link.greet(4), link.wait_for_end()),
+        ]
         assert target.agree(4) == 1
         with pytest.raises(RemoteUnavailable):
             target.checkpresent(KEY)
         with target as node:
             assert node.protocol_version == 1
+
+    @pytest.mark.parametrize(
+        ("request_of", "line"),
+        [
+            (lambda target: target.checkpresent(KEY), b"CHECKPRESENT %s"),
+            (lambda target: target.remove(KEY), b"REMOVE %s"),
+            (lambda target: target.remove(KEY, 9), b"REMOVE-BEFORE 9 %s"),
+            (lambda target: target.lockcontent(KEY).__exit__(None, None, None), b"LOCKCONTENT %s"),
+            (lambda target: target.put(KEY, None), b"PUT  %s"),
+        ],
+        ids=["checkpresent", "remove", "remove-before", "lockcontent", "put"],
+    )
+    def test_what_was_not_asked_is_asked_over_a_new_connection(
+        self, request_of: Any, line: bytes, target: ProxiedRepository, nodes: Nodes
+    ) -> None:
+        """Nobody need hear of a connection that had ended before the request."""
+
+        def answer(link: Link) -> None:
+            link.greet()
+            asked = link.line()
+            link.say(b"ALREADY-HAVE\n" if (asked or b"").startswith(b"PUT") else b"SUCCESS\n")
+            link.wait_for_end()
+
+        nodes.scripts = [lambda link: link.greet(), answer]
+        target.agree(4)
+        wait_for_end(target)
+        request_of(target)
+        assert target.is_alive()
+        assert nodes.links[0].heard == [b"VERSION 4"]
+        assert nodes.links[1].heard[:2] == [b"VERSION 4", line % KEY.serialized]
+
+    def test_it_is_asked_again_once(self, target: ProxiedRepository, nodes: Nodes) -> None:
+        nodes.scripts = [lambda link: link.greet(), lambda link: (link.greet(), link.line())]
+        target.agree(4)
+        wait_for_end(target)
+        with pytest.raises(RemoteUnavailable):
+            target.checkpresent(KEY)
+        assert len(nodes.links) == 2
+
+    def test_what_may_have_been_done_is_not_asked_again(self, target: ProxiedRepository, nodes: Nodes) -> None:
+        nodes.scripts = [lambda link: (link.greet(), link.line())]
+        target.agree(4)
+        for request in (lambda: target.checkpresent(KEY), lambda: target.put(KEY, None)):
+            with pytest.raises(RemoteUnavailable):
+                request()
+        assert not target.remove(KEY)
+        asked = [link.heard[1:] for link in nodes.links]
+        assert asked == [[line % KEY.serialized] for line in (b"CHECKPRESENT %s", b"PUT  %s", b"REMOVE %s")]
+
+    def test_a_connection_on_which_something_was_said_is_not_alive(
+        self, target: ProxiedRepository, nodes: Nodes
+    ) -> None:
+        """It would be taken for the answer to the next request."""
+        go_on, said = threading.Event(), threading.Event()
+
+        def chatter(link: Link) -> None:
+            link.greet()
+            go_on.wait(DEADLINE)
+            link.say(b"SUCCESS\n")
+            said.set()
+            link.wait_for_end()
+
+        nodes.scripts = [chatter]
+        assert not target.is_alive()
+        target.agree(4)
+        assert target.is_alive()
+        go_on.set()
+        assert said.wait(DEADLINE)
+        assert not target.is_alive()
 
     @pytest.mark.parametrize(
         ("script", "reason"),
