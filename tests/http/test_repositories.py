@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import threading
@@ -457,7 +458,7 @@ class TestCost:
                 return asked
 
             assert asyncio.run(ask()) >= 100
-            gaps = [after - before for before, after in zip(scans, scans[1:], strict=False)]
+            gaps = [after - before for before, after in itertools.pairwise(scans)]
             assert len(scans) <= 6
             assert min(gaps) >= 0.19
 
