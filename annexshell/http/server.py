@@ -46,6 +46,7 @@ async def serve(
     gate: Gate,
     limits: Limits,
     tls: ssl.SSLContext | None = None,
+    status: str = "",
 ) -> None:
     """Serve until a signal comes, and then until what is going on is finished, or time is up."""
     stop = asyncio.Event()
@@ -75,6 +76,6 @@ async def serve(
         parts.push_async_callback(runner.cleanup)
         for listening in sockets:
             await web.SockSite(runner, listening, ssl_context=tls, backlog=1024).start()
-        systemd.notify("READY=1")
+        systemd.ready(status)
         await stop.wait()
-        systemd.notify("STOPPING=1")
+        systemd.stopping()
