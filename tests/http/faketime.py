@@ -28,8 +28,12 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
 
     def settle(self) -> None:
         """Let happen what needs no time."""
-        for _ in range(20):
-            self.run_until_complete(asyncio.sleep(0))
+
+        async def steps() -> None:
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        self.run_until_complete(steps())
 
 
 class _Selector(selectors.DefaultSelector):
