@@ -38,7 +38,7 @@ def initialise(repo: GitRepository) -> None:
     cannot be, OSError.
     """
     refuse_pidlock(repo)
-    _check_ownership(repo)
+    check_ownership(repo.path, repo.gitdir)
     _check_noannex(repo)
     _run_pre_init_hook(repo)
     with Branch(repo, Permissions(repo)) as branch, branch.lock():
@@ -64,19 +64,18 @@ def initialise(repo: GitRepository) -> None:
             nonbare.install(repo)
 
 
-def _check_ownership(repo: GitRepository) -> None:
-    """Raise RepositoryError if git would not work here without being told which directory to trust."""
+def check_ownership(path: bytes, gitdir: bytes) -> None:
+    """Raise RepositoryError if git would not work in PATH without being told which directory to trust."""
     try:
         # Whoever is root through sudo is let in by git as well, and other such rules: so ask git.
-        found = git.run_in(repo.path, b"-c", b"safe.bareRepository=all", b"rev-parse", b"--absolute-git-dir")
-        if os.path.realpath(found.removesuffix(b"\n")) == os.path.realpath(repo.gitdir):
+        found = git.run_in(path, b"-c", b"safe.bareRepository=all", b"rev-parse", b"--absolute-git-dir")
+        if os.path.realpath(found.removesuffix(b"\n")) == os.path.realpath(gitdir):
             return
     except git.GitFailed:
         pass
-    path = os.fsdecode(repo.path)
     raise RepositoryError(
         "Git refuses to operate in this repository, probably because it is owned by someone else. "
-        f"To add an exception for this directory, call: git config --global --add safe.directory {path}"
+        f"To add an exception for this directory, call: git config --global --add safe.directory {os.fsdecode(path)}"
     )
 
 

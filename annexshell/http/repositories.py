@@ -17,6 +17,7 @@ from annexshell import log
 from annexshell.annex import branchref
 from annexshell.annex.branch import Branch
 from annexshell.annex.gitrepo import GitRepository, check_annex
+from annexshell.annex.init import check_ownership
 from annexshell.annex.logs import proxy as proxylog
 from annexshell.annex.permissions import Permissions
 from annexshell.errors import AnnexshellError, RepositoryError, TemporaryFailure
@@ -68,6 +69,7 @@ class Repositories:
         self._own: dict[UUID, _Entry] = {}
         self._proxied: dict[UUID, _Entry] = {}
         self._warned: set[str] = set()
+        self._trust: object = None
         self._closed = False
         # Of its own, for the usual one may be full of requests that wait for slow clients.
         self._threads = ThreadPoolExecutor(_READERS, "repositories")
@@ -181,6 +183,7 @@ class Repositories:
         else:
             found = find_repositories(self._directories, lambda: self._closed)
         entries = {place: self._entries.get(place) or _Entry(place) for place in found}
+        self._forget_refusals(entries.values())
         self._for_each(_Entry.read, (e for e in entries.values() if e.current_signature() != e.signature))
         own = self._by_uuid(entries.values())
         if not own.keys() >= set(wanted):
@@ -190,6 +193,14 @@ class Repositories:
             for uuid in entry.proxied:
                 proxied.setdefault(uuid, entry)
         self._entries, self._own, self._proxied = entries, own, proxied
+
+    def _forget_refusals(self, entries: Iterable[_Entry]) -> None:
+        """Other owners' repositories are trusted by a setting of our user, who may have followed the advice."""
+        trust, before = tuple(map(_signature, _user_configs())), self._trust
+        self._trust = trust
+        for entry in entries:
+            if entry.complaint and trust != before:
+                entry.signature = None
 
     def _for_each(self, function: Callable[[_Entry], None], entries: Iterable[_Entry]) -> None:
         chosen = list(entries)
@@ -290,6 +301,9 @@ class _Entry:
             self.uuid, self.complaint, self.signature = uuid, complaint, signature
 
     def _read_config(self) -> UUID:
+        if not self._is_ours():
+            # Its config can have us run any program, and that somebody put it there is nobody's consent.
+            check_ownership(self._found.path, self._found.gitdir)
         if self.repo is None:
             repo = GitRepository(self._found.path)
             _ = repo.config
@@ -300,6 +314,16 @@ class _Entry:
         if self.repo.uuid and self.repo.version is not None:
             check_annex(self.repo)
         return self.repo.uuid
+
+    def _is_ours(self) -> bool:
+        """Whether git would not even think of refusing to work there."""
+        found = self._found
+        dotgit = found.path + b"/.git"
+        places = {found.path, found.gitdir, found.commondir} | ({dotgit} if os.path.lexists(dotgit) else set())
+        try:
+            return all(os.stat(place).st_uid == os.geteuid() for place in places)
+        except OSError:
+            return False
 
     def may_have_changed(self) -> bool:
         return self.current_signature() != self.signature or self.may_proxy_for_others_now()
@@ -351,6 +375,13 @@ class _Entry:
         yield common + b"/reftable/tables.list"
         yield common + b"/annex/journal/" + proxylog.FILE
         yield common + b"/annex/journal-private/" + proxylog.FILE
+
+
+def _user_configs() -> Iterable[bytes]:
+    home = os.environb.get(b"HOME", b"/")
+    yield os.environb.get(b"GIT_CONFIG_GLOBAL") or home + b"/.gitconfig"
+    yield (os.environb.get(b"XDG_CONFIG_HOME") or home + b"/.config") + b"/git/config"
+    yield os.environb.get(b"GIT_CONFIG_SYSTEM") or b"/etc/gitconfig"
 
 
 def _signature(path: bytes) -> Signature:

@@ -83,6 +83,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
+COMMANDS = (b"config", b"cat-file", b"rev-parse")
+
+
 @pytest.fixture
 def spawned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The git commands that are run."""
@@ -90,7 +93,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     spawn = process.spawn
 
     def note(argv: list[bytes], **how: object) -> int:
-        commands.append(next(word.decode() for word in argv if word in (b"config", b"cat-file")))
+        commands.append(next(word.decode() for word in argv if word in COMMANDS))
         return spawn(argv, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(process, "spawn", note)
@@ -276,6 +279,34 @@ def deny(monkeypatch: pytest.MonkeyPatch, directory: Path, reason: OSError) -> N
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", scan)
+
+
+class TestOwner:
+    """What somebody else has put there could have us run anything, by its git config."""
+
+    @pytest.fixture(autouse=True)
+    def other_owner(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_it_is_served_when_git_has_been_told_to_trust_it(self, tmp_path, capfd, spawned, bare):
+        repo = make(tmp_path / "repo", 1, bare=bare)
+        with below(tmp_path) as served:
+            for _ in range(3):
+                assert where(served, 1) is None
+            assert spawned == ["rev-parse"]
+            (warning,) = capfd.readouterr().err.splitlines()
+            assert f"{repo} is not served: Git refuses to operate in this repository" in warning
+            advice = warning.partition("call: git ")[2].split()
+            git(tmp_path, *advice)
+            assert where(served, 1) == repo
+            assert spawned == ["rev-parse"] * 2 + ["config"]
+
+    def test_a_single_one(self, tmp_path):
+        make(tmp_path / "repo", 1)
+        with pytest.raises(RepositoryError, match="Git refuses to operate in this repository"):
+            single(tmp_path / "repo")
 
 
 class TestSameUuid:
