@@ -8,6 +8,7 @@ import ssl
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from annexshell.checks import drop_git_variables
 from annexshell.errors import UsageError
 from annexshell.http import listening, users
 from annexshell.http.auth import open_gate
@@ -72,6 +73,7 @@ def run(
     jobs: int | None = None,
 ) -> int:
     """Serve until a signal ends it; gives the exit status. Raises AnnexshellError, OSError when it cannot begin."""
+    drop_git_variables()  # only the directories say which repositories are meant
     context = tls.context()
     with ExitStack() as parts:
         repositories = parts.enter_context(

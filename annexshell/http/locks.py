@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT = 100
 # Seconds. The client's ten minutes begin when it gets to know of the lock, and on a clock of its own.
-LEASE = RETENTION - 20.0
+LEASE = RETENTION + 5.0
 # How often is looked for locks that are over, while there are any. Timers of the loop would be late by all the time
 # that the machine sleeps, so none is set for long.
 PERIOD = 5.0
@@ -166,7 +166,6 @@ class Locks:
             return None
         held.streams += 1
         # For as long as its client is going to count on it, should we never hear of it again.
-        held.deadline = max(held.deadline, self._clock() + LEASE)
         return held
 
     def _stream_ends(self, lockid: bytes, held: _Held) -> None:

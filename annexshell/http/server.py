@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from annexshell.http import systemd
+from annexshell.http.connections import Server
 from annexshell.http.door import Door
 from annexshell.http.locks import Locks
 from annexshell.http.sessions import Sessions
@@ -62,7 +63,7 @@ async def serve(
         locks = Locks(executor, limits.lockedfiles)
         parts.push_async_callback(locks.close)
         door = Door(repositories, sessions, gate, locks, workers)
-        server = web.Server(
+        server = Server(
             door.answer,
             handler_cancellation=True,
             keepalive_timeout=KEEPALIVE,
