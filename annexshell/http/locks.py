@@ -166,6 +166,7 @@ class Locks:
             return None
         held.streams += 1
         # For as long as its client is going to count on it, should we never hear of it again.
+        held.deadline = max(held.deadline, self._clock() + LEASE)
         return held
 
     def _stream_ends(self, lockid: bytes, held: _Held) -> None:
