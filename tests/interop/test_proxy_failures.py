@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.interop.proxies import processes_at
+from tests.interop.proxies import WAYS, processes_at
 from tests.interop.sshservers import free_port
 
 OTHER_UUID = "00000000-0000-4000-8000-000000000001"
@@ -78,19 +78,17 @@ FAILURES = [
     pytest.param(
         "login", set_to("annex-shell", "cat >/dev/null;:"), ["has said nothing for 3 seconds"], id="ssh-silent"
     ),
-    pytest.param("rw", replaced, [f"expected repository UUID {{uuid}} but found UUID {OTHER_UUID}"], id="ssh-replaced"),
     pytest.param(
-        "real", replaced, [f"expected repository UUID {{uuid}} but found UUID {OTHER_UUID}"], id="ssh-real-replaced"
+        "rw", replaced, [f"expected repository UUID {{uuid}} but found UUID {OTHER_UUID}"], id="ssh-replaced"
     ),
     pytest.param("rw", gone, [], id="ssh-gone"),
     pytest.param("path", gone, ["there is no directory {path}"], id="path-gone"),
     pytest.param("http", stopped, ["refused"], id="http-down"),
     pytest.param("http", moved_to("annex+http://host.invalid/git-annex/"), ["host.invalid"], id="http-unknown-host"),
-    pytest.param("http", moved_to("annex+http://127.0.0.1:{port}/git-annex/"), ["refused"], id="http-other-port"),
 ]
 
 
-@pytest.mark.parametrize(("way", "fail", "reasons"), FAILURES)
+@pytest.mark.parametrize(("way", "fail", "reasons"), [one for one in FAILURES if one.values[0] in (*WAYS, "login")])
 def test_node_that_cannot_be_reached(make_proxied, way, fail, reasons):
     proxied = make_proxied(way, retry="0")
     client, proxy, node = proxied.client, proxied.proxy, proxied.node
@@ -103,7 +101,6 @@ def test_node_that_cannot_be_reached(make_proxied, way, fail, reasons):
 
     began = time.monotonic()
     failed = client.annex("copy", f"--to={proxied.remote}", "file", check=False)
-    print(failed)
     assert time.monotonic() - began < 20
     assert failed.status == 1
     assert "Unable to connect to remote node: " in failed.err
