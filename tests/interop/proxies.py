@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import find_git_annex
-from tests.interop.harness import DEBUG, P2P, P2P_LINE, Program, Repo, pseudorandom, wait_until
+from tests.interop.harness import DEBUG, P2P, P2P_LINE, Program, Repo, key_file, pseudorandom, wait_until
 from tests.interop.sshservers import ClientConfig, free_port
 
 
@@ -113,7 +113,7 @@ class Proxied:
 def committed(repo: Repo, key: str) -> dict[str, bool]:
     """The location log of a key as it is in the branch, with nothing of the journal or of other refs."""
     digest = hashlib.md5(key.encode()).hexdigest()
-    log = repo.git("show", f"git-annex:{digest[:3]}/{digest[3:6]}/{key}.log", check=False).out
+    log = repo.git("show", f"git-annex:{digest[:3]}/{digest[3:6]}/{key_file(key)}.log", check=False).out
     entries = sorted(line.split(" ")[:3] for line in log.splitlines())
     return {uuid: present == "1" for _, present, uuid in entries}
 

@@ -25,7 +25,7 @@ def test_ssh(make_proxied, make_client):
         wait_until(lambda: file_size(node.temporary(key)) > 0)
         with running(two.start_annex("copy", f"--to={remote}", "two")) as second:
             wait_until(lambda: file_size(node.temporary(other)) >= ENOUGH)
-            assert file_size(node.temporary(key)) >= ENOUGH
+            assert file_size(node.temporary(key)) > 0
             assert socket.is_socket()
             assert len(processes("ssh: ", str(socket)[1:], "[mux]")) == 1
             os.killpg(first.pid, signal.SIGKILL)
