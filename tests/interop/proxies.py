@@ -92,6 +92,7 @@ class Proxied:
         if self.http:  # which commits when nothing more has come for a second
             wait_until(lambda: not self.leftovers(), 10)
         assert self.leftovers() == []
+        assert processes_at(self.proxy.path) == []
 
     def leftovers(self) -> list[Path]:
         """What nobody but a session in progress may have in the proxy and the node."""
@@ -104,10 +105,10 @@ class Proxied:
             found += [path for path in (repo.git_dir / "annex" / "ssh").glob("*") if path.suffix != ".lock"]
         return found
 
-    def p2p(self, program: Program) -> P2P:
+    def p2p(self, program: Program, **env: str) -> P2P:
         """A conversation with the node by way of the proxy."""
         command = f"git-annex-shell 'p2pstdio' '{self.proxy.path}' '{uuid.uuid4()}' --uuid {self.node.uuid}"
-        return P2P([*program.argv, "-c", command], program.env)
+        return P2P([*program.argv, "-c", command], program.env | env)
 
 
 def committed(repo: Repo, key: str) -> dict[str, bool]:

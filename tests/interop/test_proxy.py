@@ -134,3 +134,21 @@ def test_interrupted_transfers_are_resumed(make_proxied, way, cut, where):
     assert offsets(done, "GET")[0] >= here
     assert client.content(key) == BIG
     proxied.check(key, BIG, at_client=True)
+
+
+def test_work_tree_of_the_node(make_proxied):
+    """Files in use at the node get their content, and are pointers again afterwards, as with git-annex there."""
+    proxied = make_proxied("path", bare=False)
+    client, node, remote = proxied.client, proxied.node, proxied.remote
+    key = node.add("file", CONTENT, unlocked=True)
+    node.commit()
+    node.annex("drop", "--force", "file")
+    assert client.add("file", CONTENT) == key
+    client.annex("copy", f"--to={remote}", "file")
+    assert (node.path / "file").read_bytes() == CONTENT
+    assert node.git("status", "--porcelain").out == ""
+    proxied.check(key, CONTENT, at_client=True)
+    client.annex("drop", f"--from={remote}", "file")
+    assert key in (node.path / "file").read_text()
+    assert node.git("status", "--porcelain").out == ""
+    proxied.check(key, None, at_client=True)

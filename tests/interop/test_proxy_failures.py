@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
 
+from tests.interop.harness import running, wait_until
 from tests.interop.proxies import WAYS, processes_at
 from tests.interop.sshservers import free_port
 
@@ -82,7 +85,7 @@ FAILURES = [
         "rw", replaced, [f"expected repository UUID {{uuid}} but found UUID {OTHER_UUID}"], id="ssh-replaced"
     ),
     pytest.param("rw", gone, [], id="ssh-gone"),
-    pytest.param("path", gone, ["there is no directory {path}"], id="path-gone"),
+    pytest.param("path", gone, ["there is no directory {path} or {path}.git"], id="path-gone"),
     pytest.param("http", stopped, ["refused"], id="http-down"),
     pytest.param("http", moved_to("annex+http://host.invalid/git-annex/"), ["host.invalid"], id="http-unknown-host"),
 ]
@@ -110,3 +113,19 @@ def test_node_that_cannot_be_reached(make_proxied, way, fail, reasons):
     assert processes_at(proxy.path, node.path) in (before, [])
     assert not proxied.leftovers()
     client.annex("copy", "--to=origin", "file")
+
+
+def test_client_that_gives_up(make_proxied, server):
+    """A node that does not answer keeps nobody waiting for whom nobody waits."""
+    proxied = make_proxied("login")
+    client, proxy = proxied.client, proxied.proxy
+    set_to("annex-shell", "cat >/dev/null;:")(proxied)
+    client.add("file", b"content")
+    client.commit()
+    with running(client.start_annex("copy", f"--to={proxied.remote}", "file")) as copying:
+        wait_until(lambda: any("cat >/dev/null" in line for line in processes_at(proxied.node.path)))
+        os.killpg(copying.pid, signal.SIGKILL)
+        began = time.monotonic()
+        wait_until(lambda: not processes_at(proxy.path, proxied.node.path), 30)
+    assert time.monotonic() - began < 20
+    assert not proxied.leftovers()

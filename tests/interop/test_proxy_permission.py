@@ -108,3 +108,15 @@ def test_other_commands_are_not_proxied(proxied, server):
         refused = run([*server.argv, "-c", command], server.env, proxied.proxy.path, check=False)
         assert (refused.status, refused.out) == (1, "")
         assert f"Cannot proxy {name} command." in refused.err
+
+
+@pytest.mark.parametrize("way", ["path", "real"])
+def test_directory_of_the_proxy_alone(make_proxied, server, way):
+    """What is allowed to name the proxy may use its nodes, which are not below its directory."""
+    proxied = make_proxied(way)
+    key = proxied.client.add("file", b"content")
+    restriction = {"GIT_ANNEX_SHELL_DIRECTORY": str(proxied.proxy.path)}
+    with proxied.p2p(server, **restriction) as session:
+        assert session.put(key, b"content") == "SUCCESS"
+        assert session.close() == 0
+    assert proxied.node.content(key) == b"content"

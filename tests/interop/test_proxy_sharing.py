@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
-from tests.interop.harness import file_size, running, wait_until
+from tests.interop.harness import DEBUG, file_size, running, wait_until
 from tests.interop.interrupting import CONTENT, ENOUGH, SLOW, go_on, processes
 from tests.interop.proxies import know_nodes, processes_at
 
@@ -38,3 +39,24 @@ def test_ssh(make_proxied, make_client):
     assert proxy.leftovers() == []
     go_on(one, "copy", f"--to={remote}", "one")
     proxied.check(key, b"1" + CONTENT, at_client=True)
+
+
+def test_cut(make_proxied):
+    """A connection that breaks is made again for the same client, whatever is left of the one before."""
+    proxied = make_proxied("rw", **SLOW)
+    client, proxy, node, remote = proxied.client, proxied.proxy, proxied.node, proxied.remote
+    key = client.add("file", CONTENT)
+    client.commit()
+    socket = proxy.git_dir / "annex" / "ssh" / "rw"
+    with running(client.start_annex("copy", f"--to={remote}", "file", *DEBUG)) as copying:
+        wait_until(lambda: file_size(node.temporary(key)) >= ENOUGH)
+        masters = processes("ssh: ", str(socket)[1:], "[mux]")
+        assert len(masters) == 1
+        os.kill(masters[0][0], signal.SIGKILL)
+        said = copying.communicate(timeout=60)[0].decode()
+        assert copying.returncode == 0, said
+    first, again = (int(offset) for offset in re.findall(r"P2P < PUT-FROM (\d+)", said))
+    assert first == 0
+    assert again >= ENOUGH
+    assert f"remote {proxied.remote.removeprefix('origin-')}" in said
+    proxied.check(key, CONTENT, at_client=True)
