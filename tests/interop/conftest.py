@@ -53,8 +53,9 @@ def needs_ours(item: pytest.Item) -> bool:
     """Whether it is about something that git-annex-shell does not do as a proxy."""
     if "test_proxy" not in item.path.name:
         return False
-    is_http = hasattr(item, "callspec") and "http" in item.callspec.params.values()
-    return is_http or item.path.name == "test_proxy_failures.py" or not git_annex_knows_proxies()
+    if item.path.name == "test_proxy_failures.py" or "test_directory_of_the_proxy_alone" in item.name:
+        return True
+    return not git_annex_knows_proxies() or (hasattr(item, "callspec") and "http" in item.callspec.params.values())
 
 
 @pytest.fixture(scope="session")
