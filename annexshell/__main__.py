@@ -102,10 +102,14 @@ def run_wire_command(words: Sequence[bytes]) -> int:
     if options.debug is None and config.get_bool(b"annex.debug"):
         log.enable_debug()
     target = checks.check_uuids(repo, request, options)
-    if request.builtin.in_annex:
-        check_annex(repo)
-    checks.check_parameters(request, options)
-    return command(repo, request, options, mode, target)
+    try:
+        if request.builtin.in_annex:
+            check_annex(repo)
+        checks.check_parameters(request, options)
+        return command(repo, request, options, mode, target)
+    finally:
+        if target is not None:
+            target.abandon()
 
 
 def command_named(name: bytes) -> Command:

@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz", type=int, default=40, metavar="N", help="how many random conversations to hold (default: 40)"
     )
     parser.addoption(
+        "--large", type=int, default=64, metavar="MIB", help="the size of files that are large (default: 64)"
+    )
+    parser.addoption(
         "--server",
         choices=("ours", "real"),
         default=os.environ.get("ANNEXSHELL_TEST_SERVER", "ours"),

@@ -76,8 +76,7 @@ def test_decision(case: dict[str, Any], place: Path, shell: Shell) -> None:
         *(["client"] if case["command"] == "p2pstdio" else []),
         *([] if uuid is None else ["--uuid", uuid]),
     )
-    # Notifychanges has no use for the target, and is not provided yet.
-    assert left_open() <= before or case["command"] == "notifychanges"
+    assert left_open() <= before
     expected = (case["exit"], case["stdout"], [line.removeprefix("git-annex-shell: ") for line in case["stderr"]])
     if case["exit"] == 0 and cluster.is_cluster((uuid or "").encode()):
         expected = (1, "", [NOT_SERVED.format(uuid)])

@@ -32,7 +32,10 @@ def repository_at(remote: Remote, target: UUID) -> GitRepository:
     assert isinstance(location, LocalPath)
     path = os.path.realpath(location.path)
     if not os.path.isdir(path):
-        raise RemoteUnavailable(f"there is no directory {os.fsdecode(location.path)}")
+        # The .git may be one that was only tried after what the url says.
+        plain = location.path.removesuffix(b".git")
+        names = [plain, location.path] if not os.path.isdir(plain) and plain != location.path else [location.path]
+        raise RemoteUnavailable(f"there is no directory {' or '.join(map(os.fsdecode, names))}")
     try:
         node = GitRepository(path)
         found = node.uuid

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.harness import Program, Repo, annexshell_program, environment, make_home, real_program, run
-from tests.interop.proxies import http_server, make_proxied, make_proxy
+from tests.interop.proxies import git_annex_knows_proxies, http_server, make_proxied, make_proxy
 from tests.interop.sshservers import AsyncSsh, ClientConfig, Sshd, find_sshd
 
 __all__ = ["http_server", "make_proxied", "make_proxy"]
@@ -37,14 +37,25 @@ def can_mount() -> bool:
 # Where a part of what is needed may be missing it is done without; in CI nothing may be.
 IN_CI = bool(os.environ.get("CI"))
 collect_ignore = [] if IN_CI or can_mount() else ["test_disk_full.py"]
+if not git_annex_knows_proxies():
+    collect_ignore += ["test_proxy_chains.py", "test_proxy_command.py", "test_proxy_permission.py"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.interop)
-    if config.getoption("--server") == "real":  # which cannot proxy for what is behind HTTP
-        items[:] = [item for item in items if not (hasattr(item, "callspec") and "http" in item.callspec.params.values())]
+    if config.getoption("--server") == "real":
+        items[:] = [item for item in items if not needs_ours(item)]
+
+
+def needs_ours(item: pytest.Item) -> bool:
+    """Whether it is about something that git-annex-shell does not do as a proxy."""
+    if "test_proxy" not in item.path.name:
+        return False
+    if item.path.name == "test_proxy_failures.py" or "test_directory_of_the_proxy_alone" in item.name:
+        return True
+    return not git_annex_knows_proxies() or (hasattr(item, "callspec") and "http" in item.callspec.params.values())
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +92,9 @@ def ssh(tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: P
         "login": server.login_command(links),
         "real": real_shell.forced_command(),
         "real-with-ours": Program(real_shell.argv, with_ours).forced_command(),
-        **{f"v{version}": server.forced_command(prefix=prefix) for version, prefix in old.items()},
-        **{f"real-v{version}": real_shell.forced_command(prefix=prefix) for version, prefix in old.items()},
+        "v0": server.forced_command(prefix=old["0"]),
+        "v1": server.forced_command(prefix=old["1"]),
+        "real-v1": real_shell.forced_command(prefix=old["1"]),
     }
     client = ClientConfig(tmp_path_factory.mktemp("ssh"), profiles)
     servers: list[Sshd | AsyncSsh] = [AsyncSsh(tmp_path_factory.mktemp("asyncssh"), client)]

@@ -1,51 +1,17 @@
-"""Programs of all ages and makers, in every role: client, proxy, node."""
+"""Clients and nodes that know only old versions of the protocol."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.interop.harness import file_size, running, wait_until
-from tests.interop.interrupting import CONTENT, ENOUGH, SLOW, processes
-from tests.interop.proxies import Proxied, out_and_home
+from tests.interop.proxies import WAYS, out_and_home
 
 
-@pytest.mark.parametrize(("host", "way"), [("v1", "path"), ("v1", "http"), ("v0", "real")])
+@pytest.mark.parametrize(("host", "way"), [("v0", "real"), *(("v1", way) for way in WAYS if way in {"path", "http"})])
 def test_old_client(make_proxied, host, way):
     out_and_home(make_proxied(way, host=host))
 
 
-@pytest.mark.parametrize("way", ["v0", "real-v1", "real-v0"])
+@pytest.mark.parametrize("way", ["v0", "real-v1"])
 def test_old_node(make_proxied, way):
     out_and_home(make_proxied(way))
-
-
-@pytest.mark.parametrize(("host", "way"), [("real", "rw"), ("real-with-ours", "path")])
-def test_real_proxy(make_proxied, server, host, way):
-    proxied = make_proxied(way, host=host)
-    out_and_home(proxied)
-
-    client, node = proxied.client, proxied.node
-    client.config(**SLOW)
-    key = client.add("big", CONTENT)
-    client.commit()
-    with running(client.start_annex("copy", f"--to={proxied.remote}", "big")) as copying:
-        wait_until(lambda: file_size(node.temporary(key)) >= ENOUGH)
-        assert processes("python", "p2pstdio", str(node.path)) or server.is_real
-        assert copying.wait(60) == 0
-    proxied.check(key, CONTENT, at_client=True)
-
-
-@pytest.mark.parametrize(
-    ("outer", "inner", "way"), [("real", "rw", "path"), ("rw", "real", "rw"), ("rw", "rw", "http")]
-)
-def test_chain(make_server, make_proxy, make_client, http_server, outer, inner, way):
-    """A proxy in front of a proxy, which have to be told of nothing more than of each other."""
-    node = make_server("node")
-    server = http_server(node) if way == "http" else way
-    far = make_proxy("far", node=(node, server))
-    near = make_proxy("near", far=(far, inner))
-    near.git("fetch", "--quiet", "far")
-    assert "Started proxying for far-node" in near.annex("updateproxy").out
-    proxied = Proxied(make_client(near, host=outer), near, node, server)
-    proxied.between, proxied.remote = [far], "origin-far-node"
-    out_and_home(proxied)

@@ -77,23 +77,28 @@ def test_repository_that_is_no_proxy(make_server, make_client):
     assert f"expected repository UUID {other.uuid} but found UUID {server.uuid}" in refused.err
 
 
-@pytest.mark.parametrize("mode", ["readonly", "appendonly"])
-def test_restricted_ways_in(make_proxied, make_client, mode):
+def test_restricted_ways_in(make_proxied):
     """What the way in to the proxy does not allow is not allowed for the nodes either."""
     proxied = make_proxied("path")
-    key, other = proxied.client.add("file", b"content"), b"more"
-    proxied.client.annex("copy", f"--to={proxied.remote}", "file")
-    proxied.client.annex("sync", "--no-content")
-    client = make_client(proxied.proxy, "restricted", host=mode)
-    client.annex("get", "file", f"--from={proxied.remote}")
-    client.annex("drop", "file")
-    client.annex("get", "file", f"--from={proxied.remote}")
-    removed = client.annex("drop", "file", f"--from={proxied.remote}", check=False)
-    assert removed.status == 1
-    assert proxied.node.content(key) == b"content"
-    other = client.add("more", b"more")
-    assert bool(client.annex("copy", "more", f"--to={proxied.remote}", check=False)) == (mode == "appendonly")
-    assert (proxied.node.content(other) is not None) == (mode == "appendonly")
+    client, node, remote = proxied.client, proxied.node, proxied.remote
+    key, other = client.add("file", b"content"), client.add("other", b"other")
+    client.commit()
+    client.annex("copy", f"--to={remote}", "file")
+
+    client.git("remote", "set-url", "origin", f"ssh://readonly{proxied.proxy.path}")
+    client.annex("drop", "file")  # the copy there can be locked
+    client.annex("get", "file")
+    refused = client.annex("drop", f"--from={remote}", "file", check=False)
+    assert refused.status == 1
+    assert "this repository is read-only; write access denied" in refused.said
+    assert not client.annex("copy", f"--to={remote}", "other", check=False)
+
+    client.git("remote", "set-url", "origin", f"ssh://appendonly{proxied.proxy.path}")
+    client.annex("copy", f"--to={remote}", "other")
+    refused = client.annex("drop", f"--from={remote}", "file", check=False)
+    assert refused.status == 1
+    assert "this repository is append-only; removal denied" in refused.said
+    assert (node.content(key), node.content(other)) == (b"content", b"other")
 
 
 def test_other_commands_are_not_proxied(proxied, server):
@@ -103,3 +108,15 @@ def test_other_commands_are_not_proxied(proxied, server):
         refused = run([*server.argv, "-c", command], server.env, proxied.proxy.path, check=False)
         assert (refused.status, refused.out) == (1, "")
         assert f"Cannot proxy {name} command." in refused.err
+
+
+@pytest.mark.parametrize("way", ["path", "real"])
+def test_directory_of_the_proxy_alone(make_proxied, server, way):
+    """What is allowed to name the proxy may use its nodes, which are not below its directory."""
+    proxied = make_proxied(way)
+    key = proxied.client.add("file", b"content")
+    restriction = {"GIT_ANNEX_SHELL_DIRECTORY": str(proxied.proxy.path)}
+    with proxied.p2p(server, **restriction) as session:
+        assert session.put(key, b"content") == "SUCCESS"
+        assert session.close() == 0
+    assert proxied.node.content(key) == b"content"
