@@ -40,8 +40,12 @@ class Committer:
         self._closed = False
 
     def change(self) -> Change:
-        """A ``with`` block around a request that may change the journal, to the end of all its work in threads."""
-        return Change(self)
+        """A ``with`` block around a request that may change the journal, for the event loop's thread or any other.
+
+        It has to last for as long as the work does: where that is done by a thread that goes on when its request is
+        cancelled, the block belongs into the thread.
+        """
+        return Change(self, asyncio.get_running_loop())
 
     def _begin(self) -> None:
         self._running += 1
@@ -111,6 +115,7 @@ class Committer:
 
     async def close(self) -> None:
         """Commit what is not committed yet. To be called when no request is running any more."""
+        await asyncio.sleep(0)  # let in what threads have said
         self._closed = True
         self._disarm()
         if self._committing is not None:
@@ -122,15 +127,22 @@ class Committer:
 class Change:
     """One request that may change the journal."""
 
-    __slots__ = ("_committer",)
+    __slots__ = ("_committer", "_loop")
 
-    def __init__(self, committer: Committer) -> None:
+    def __init__(self, committer: Committer, loop: asyncio.AbstractEventLoop) -> None:
         self._committer = committer
+        self._loop = loop
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(what)
+        except RuntimeError:
+            pass  # the server has stopped; who comes next commits what is in the journal
 
     def __enter__(self) -> None:
-        self._committer._begin()
+        self._tell(self._committer._begin)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._committer._end()
+        self._tell(self._committer._end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,15 +38,18 @@ class Case:
             raise self.failures.pop(0)
 
     def begin(self):
-        change = self.committer.change()
-        self.loop.run_until_complete(self._call(change.__enter__))
+        async def begin():
+            change = self.committer.change()
+            change.__enter__()
+            return change
+
+        change = self.loop.run_until_complete(begin())
+        self.loop.settle()
         return change
 
     def end(self, change) -> None:
-        self.loop.run_until_complete(self._call(change.__exit__, None, None, None))
-
-    async def _call(self, function, *arguments):
-        function(*arguments)
+        change.__exit__(None, None, None)
+        self.loop.settle()
 
     def change(self, seconds: float = 0) -> None:
         change = self.begin()
@@ -218,6 +222,41 @@ def test_an_exception_ends_a_request_too(case: Case) -> None:
         case.loop.run_until_complete(request())
     case.wait(2)
     assert case.commits == [1.0]
+
+
+def test_work_that_goes_on_when_its_request_is_cancelled(case: Case) -> None:
+    """The thread ends the request, not the handler, and before the server stops or after."""
+    for _ in range(2):
+        begun, over = threading.Event(), threading.Event()
+
+        def work(change, begun=begun, over=over) -> None:
+            with change:
+                begun.set()
+                over.wait(10)
+
+        async def start(work=work):
+            thread = threading.Thread(target=work, args=(case.committer.change(),))
+            thread.start()
+            return thread
+
+        thread = case.loop.run_until_complete(start())
+        assert begun.wait(10)
+        case.wait(5)
+        before = list(case.commits)
+        over.set()
+        thread.join()
+        case.wait(1.5)
+        assert case.commits == [*before, round(case.loop.now - case.start - 0.5, 3)]
+
+
+def test_a_thread_that_outlasts_the_loop() -> None:
+    loop = FakeTimeLoop()
+    case = Case(loop)
+    change = case.begin()
+    case.close()
+    loop.close()
+    change.__exit__(None, None, None)
+    assert case.commits == [0.0]
 
 
 def test_a_repository_on_disk(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
