@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
@@ -21,7 +21,7 @@ from annexshell.http.work import Workers
 from annexshell.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from annexshell.http.auth import Gate
     from annexshell.http.repositories import Repositories
@@ -54,6 +54,21 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    async with serving(sockets, repositories, gate, limits, tls):
+        systemd.ready(status)
+        await stop.wait()
+        systemd.stopping()
+
+
+@asynccontextmanager
+async def serving(
+    sockets: Sequence[socket.socket],
+    repositories: Repositories,
+    gate: Gate,
+    limits: Limits,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[None]:
+    """Serve for the length of an ``async with`` block, and then until what is going on is finished, or time is up."""
     async with AsyncExitStack() as parts:
         executor = ThreadPoolExecutor(limits.jobs, "job")
         parts.callback(executor.shutdown)
@@ -77,6 +92,4 @@ async def serve(
         parts.push_async_callback(runner.cleanup)
         for listening in sockets:
             await web.SockSite(runner, listening, ssl_context=tls, backlog=1024).start()
-        systemd.ready(status)
-        await stop.wait()
-        systemd.stopping()
+        yield
