@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from annexshell import log
@@ -17,6 +18,7 @@ from annexshell.repository import ContentLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from annexshell.key import Key
@@ -75,15 +77,23 @@ class Pool:
         """
         return Lease(self, key, open)
 
-    def lockcontent(self, key: Hashable, open: Callable[[], Repository], content: Key) -> ContentLock:
+    def lockcontent(
+        self,
+        key: Hashable,
+        open: Callable[[], Repository],
+        content: Key,
+        meanwhile: Callable[[Repository], AbstractContextManager[object]] = nullcontext,
+    ) -> ContentLock:
         """Lock content of such a repository, which is not put back before the lock is released.
 
-        Raises NotLocked, and as :meth:`take` does.
+        MEANWHILE gives a ``with`` block to lock it in. Raises NotLocked, and as :meth:`take` does.
         """
         lease = self.take(key, open)
         repository = lease.__enter__()
         try:
-            return _PooledLock(lease, repository.lockcontent(content))
+            with meanwhile(repository):
+                lock = repository.lockcontent(content)
+            return _PooledLock(lease, lock)
         except BaseException as error:
             lease.__exit__(type(error), error, error.__traceback__)
             raise

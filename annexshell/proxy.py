@@ -13,7 +13,7 @@ from annexshell.annex.repository import LocalRepository
 from annexshell.errors import AnnexshellError, NotAsked, Refused, RemoteUnavailable, RepositoryError
 from annexshell.remotes.listing import list_remotes
 from annexshell.remotes.opening import open_remote
-from annexshell.remotes.patience import Patience
+from annexshell.remotes.patience import Lifeline, Patience
 from annexshell.repository import AlreadyHave, Content, ContentLock, Outcome, Repository, Upload
 from annexshell.uuid import NO_UUID, UUID
 
@@ -126,12 +126,25 @@ class ProxiedRepository(Repository):
         self.uuid = uuid
         self.remote = remote
         self.patience = Patience()
+        self.lifeline: Lifeline | None = None  # once it is cut the connection can only be closed
         self.protocol_version = 0
         self._node: Repository | None = None
 
     def abandon(self) -> None:
         """Nothing will be asked of it: let go of what finding it took."""
-        self.local.abandon()
+        try:
+            self.local.abandon()
+        finally:
+            self._drop_lifeline()
+
+    def watch_lifeline(self) -> None:
+        """Let another thread end the waiting for the remote, whenever that is."""
+        self.lifeline = Lifeline()
+        self.patience.for_whom = self.lifeline.fd
+
+    def _drop_lifeline(self) -> None:
+        if self.lifeline is not None:
+            self.lifeline.close()
 
     def agree(self, highest: int) -> int:
         self.protocol_version = highest
@@ -190,6 +203,8 @@ class ProxiedRepository(Repository):
     # What a Repository does.
 
     def is_alive(self) -> bool:
+        if self.lifeline is not None and self.lifeline.is_cut:
+            return False
         return self._node is not None and self._node.is_alive()
 
     def checkpresent(self, key: Key) -> bool:
@@ -224,6 +239,7 @@ class ProxiedRepository(Repository):
         try:
             self._disconnect()
         finally:
+            self._drop_lifeline()
             self.local.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +49,31 @@ class Patience:
         )
         connection.timeout = self.connect
         return connection
+
+
+class Lifeline:
+    """A descriptor for :attr:`Patience.for_whom` where another thread knows whether anybody still waits."""
+
+    __slots__ = ("_end", "fd")
+
+    def __init__(self) -> None:
+        self._end, self.fd = os.pipe()
+
+    @property
+    def is_cut(self) -> bool:
+        return self._end < 0
+
+    def cut(self) -> None:
+        """Nobody waits any more. Not to be called by two threads at once."""
+        fd, self._end = self._end, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        self.cut()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def from_config(config: Config, *, termination: Termination | None = None, for_whom: int | None = None) -> Patience:
