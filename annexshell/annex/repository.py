@@ -211,6 +211,12 @@ class LocalRepository(Repository):
             if self.objects.occupant(key) == occupant:
                 raise TransferRefused("the repository has a modified version of the content in its place")
 
+    def putoffset(self, key: Key, file: AssociatedFile) -> int | AlreadyHave:
+        """Looks, and begins nothing: another one may be uploading it (spec: http §6.1)."""
+        from annexshell.annex.receive import resumable_size
+
+        return AlreadyHave() if self.checkpresent(key) else resumable_size(self, key)
+
     def close(self) -> None:
         """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""
         try:

@@ -10,10 +10,19 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, TypeVar
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from annexshell import log
-from annexshell.errors import AnnexshellError, NotLocked, NotPresent, PeerError, RemoteUnavailable, TransferRefused
+from annexshell.errors import (
+    AnnexshellError,
+    NotLocked,
+    NotPresent,
+    PeerError,
+    Refused,
+    RemoteUnavailable,
+    TransferRefused,
+)
 from annexshell.http import api as a
 from annexshell.http import download, replies, routes
 from annexshell.http.api import ApiRequest, Refusal
@@ -22,14 +31,14 @@ from annexshell.proxy import CannotProxy
 from annexshell.repository import AlreadyHave, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from annexshell.http.auth import Gate
     from annexshell.http.locks import Locks, Stream
     from annexshell.http.repositories import Repositories, Served
     from annexshell.http.sessions import Sessions
     from annexshell.http.work import Workers
-    from annexshell.repository import ContentLock, Repository
+    from annexshell.repository import Repository
     from annexshell.uuid import UUID
 
 T = TypeVar("T")
@@ -61,7 +70,6 @@ class Door:
             if served is None:
                 raise Refusal(404)
             await self._authorize(request, api, header, slow)
-            self._sessions.prepare(served)
             return await _HANDLERS[api.action](self, request, api, served)
         except Refusal as refusal:
             return _refused(refusal)
@@ -79,12 +87,16 @@ class Door:
         else:
             decide()
 
-    async def _ask(self, api: ApiRequest, served: Served, question: Callable[[Repository], T]) -> T:
+    async def _ask(
+        self, api: ApiRequest, served: Served, question: Callable[[Repository], T], *, changes: bool = False
+    ) -> T:
+        session = self._sessions.open(api, served, changes=changes)
+
         def work() -> T:
-            with self._sessions.open(api, served) as repository:
+            with session as repository:
                 return question(repository)
 
-        return await self._workers.run(work)
+        return await self._workers.run(work, patient=served.proxied)
 
     # Short requests.
 
@@ -96,8 +108,7 @@ class Door:
 
     async def _remove(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         try:
-            with self._sessions.committer(served).change():
-                outcome = await self._ask(api, served, lambda r: r.remove(api.the_key, api.timestamp))
+            outcome = await self._ask(api, served, lambda r: r.remove(api.the_key, api.timestamp), changes=True)
         except NotLocked as reason:
             log.debug(f"remove {api.key}: {reason}")
             outcome = Outcome(False)
@@ -106,17 +117,14 @@ class Door:
     async def _putoffset(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         offset = await self._ask(api, served, lambda r: r.putoffset(api.the_key, api.file))
         if isinstance(offset, AlreadyHave):
-            return _json(replies.already_have(api.the_version, offset.uuids))
+            return _json(replies.already_have(api.the_version, _others(offset.uuids, api.uuid)))
         return _json(replies.offset(offset))
 
     # Locks.
 
     async def _lockcontent(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
-        def take() -> ContentLock:
-            return self._sessions.lockcontent(api, served)
-
         try:
-            lockid = await self._locks.acquire(api.uuid, take)
+            lockid = await self._locks.acquire(api.uuid, self._sessions.lockcontent(api, served))
         except (NotLocked, NotPresent) as reason:
             log.debug(f"lockcontent {api.key}: {reason}")
             lockid = None
@@ -133,15 +141,9 @@ class Door:
     async def _get(self, request: web.BaseRequest, api: ApiRequest, served: Served) -> web.StreamResponse:
         if request.method == "HEAD" and served.proxied:
             return await self._head(api, served)
-        opened = await self._workers.run(
-            lambda: download.open_content(self._sessions, request, api, served), dispose=download.Opened.close
-        )
-        if opened.data is not None:
-            return await _send_small(request, opened)
-        response = web.StreamResponse(status=opened.status, headers=opened.headers)
-        response.content_length = opened.length
-        await download.send(request, response, opened, self._workers)
-        return response
+        wanted = download.Wanted(request, api, served, self._sessions.open(api, served))
+        opened = await self._workers.run(wanted.open, patient=served.proxied, dispose=download.Opened.close)
+        return await download.send(request, opened, self._workers)
 
     async def _head(self, api: ApiRequest, served: Served) -> web.Response:
         """Without beginning to have content sent here, which could not be ended in good order."""
@@ -155,23 +157,22 @@ class Door:
 
     async def _put(self, request: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         body = _body(request)
-        receiver = Receiver(api, lambda: self._sessions.open(api, served))
-        with self._sessions.committer(served).change():
-            try:
-                outcome = await receiver.receive(body, self._workers)
-            except (PeerError, TransferRefused) as reason:
-                if not served.proxied:
-                    raise
-                log.warn(f"cannot receive {api.key}: {reason}")
-                async for _ in body:
-                    pass
-                outcome = Outcome(False)
+        slot = self._workers.transfer()
+        try:
+            outcome = await Receiver(api, self._sessions.open(api, served, changes=True)).receive(body, slot)
+        except (PeerError, TransferRefused) as reason:
+            if not served.proxied:
+                raise
+            log.warn(f"cannot receive {api.key}: {reason}")
+            async for _ in body:
+                pass
+            outcome = Outcome(False)
         return _json(replies.stored(api.the_version, _without(outcome, api.uuid)))
 
 
-async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+async def _body(request: web.BaseRequest, timeout: float | None = BODY_TIMEOUT) -> AsyncIterator[bytes]:
     """The request's body, piece by piece. A client that stalls is cut off."""
-    if request.headers.get("Expect", "").lower() == "100-continue":
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
     loop = asyncio.get_running_loop()
@@ -179,11 +180,14 @@ async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
-        stalled = loop.call_later(BODY_TIMEOUT, transport.abort)
+        stalled = None if timeout is None else loop.call_later(timeout, transport.abort)
         try:
             piece = await request.content.readany()
+        except (ClientPayloadError, HttpProcessingError) as reason:
+            raise Refusal(400, f"the body of the request makes no sense: {reason}") from reason
         finally:
-            stalled.cancel()
+            if stalled is not None:
+                stalled.cancel()
         if not piece:
             return
         yield piece
@@ -193,12 +197,12 @@ async def _wait_for_unlock(request: web.BaseRequest, stream: Stream) -> None:
     """Return when the client says so, or has said everything (spec: http §7.2). It may take hours."""
     decoder = json.JSONDecoder()
     text = ""
-    while piece := await request.content.readany():
+    async for piece in _body(request, timeout=None):
         text += piece.decode("utf-8", "replace")
         while text := text.lstrip():
             try:
                 value, end = decoder.raw_decode(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break  # it is not complete, or never will be
             text = text[end:]
             if isinstance(value, dict) and value.get("unlock") is True:
@@ -207,26 +211,13 @@ async def _wait_for_unlock(request: web.BaseRequest, stream: Stream) -> None:
         text = text[:_LONGEST_VALUE]
 
 
-async def _send_small(request: web.BaseRequest, opened: download.Opened) -> web.StreamResponse:
-    assert opened.data is not None
-    if request.method == "HEAD" or not opened.length:
-        return web.Response(status=opened.status, headers=opened.headers)
-    if len(opened.data) == opened.length:
-        return web.Response(status=opened.status, body=opened.data, headers=opened.headers)
-    # It was not valid to its end, and must not seem complete.
-    response = web.StreamResponse(status=opened.status, headers=opened.headers)
-    response.content_length = opened.length
-    await response.prepare(request)
-    await response.write(opened.data)
-    response.force_close()
-    if request.transport is not None:
-        request.transport.close()
-    return response
-
-
 def _without(outcome: Outcome, uuid: UUID) -> Outcome:
     """What became of the content elsewhere than where the client asked."""
-    return Outcome(outcome.done, tuple(other for other in outcome.uuids if other != uuid))
+    return Outcome(outcome.done, _others(outcome.uuids, uuid))
+
+
+def _others(uuids: Iterable[UUID], uuid: UUID) -> tuple[UUID, ...]:
+    return tuple(other for other in uuids if other != uuid)
 
 
 def _json(body: bytes) -> web.Response:
@@ -247,8 +238,9 @@ def _explained(reason: AnnexshellError | OSError) -> Refusal:
         return Refusal(404)
     text = reason.strerror or "" if isinstance(reason, OSError) else str(reason)
     if isinstance(reason, CannotProxy):
-        return Refusal(502, text or "unknown uuid")
-    return Refusal(502 if isinstance(reason, RemoteUnavailable) else 500, log.printable(text))
+        text = text or "unknown uuid"
+    is_elsewhere = isinstance(reason, (Refused, RemoteUnavailable))
+    return Refusal(502 if is_elsewhere else 500, log.printable(text or type(reason).__name__))
 
 
 _HANDLERS: Mapping[a.Action, Callable[[Door, web.BaseRequest, ApiRequest, Served], Awaitable[web.StreamResponse]]] = {

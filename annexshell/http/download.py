@@ -22,112 +22,167 @@ from annexshell.errors import AnnexshellError
 from annexshell.http import ranges
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from annexshell.http.api import ApiRequest
     from annexshell.http.repositories import Served
-    from annexshell.http.sessions import Sessions
     from annexshell.http.work import Workers
-    from annexshell.repository import Content
+    from annexshell.repository import Content, Repository
 
 HEADERS = {"Content-Type": "application/octet-stream"}
 SMALL = 1 << 16  # content up to this size is sent in one piece with the headers
 STALL_TIMEOUT = 600.0  # seconds for which a client need not take anything
+_PARTING = 10.0  # seconds for a client to take what is on its way when the connection is closed
 
 
 class Stalled(AnnexshellError):
     """The client has taken nothing for a long time."""
 
 
+class Wanted:
+    """What a GET or HEAD asks for."""
+
+    def __init__(
+        self, request: web.BaseRequest, api: ApiRequest, served: Served, session: AbstractContextManager[Repository]
+    ) -> None:
+        self._request = request
+        self._is_get = request.method == "GET"
+        self._api = api
+        # Parts, and names for what was got, are about the whole content, and known where it stays as it is.
+        self._has_parts = not served.proxied and not api.offset
+        self._session = session
+
+    def open(self) -> Opened:
+        """Raises NotPresent, Refusal, and what opening the repository raises."""
+        api = self._api
+        with ExitStack() as parts:
+            repository = parts.enter_context(self._session)
+            content = parts.enter_context(repository.get(api.the_key, api.offset, api.file))
+            status, headers = self._begin(content)
+            length = content.length
+            headers["X-git-annex-data-length"] = str(length)
+            if not self._is_get or status == 304:
+                return Opened(status, headers, length, b"")
+            if length <= SMALL:
+                return Opened(status, headers, length, _read_small(content))
+            return Opened(status, headers, length, None, content, parts.pop_all())
+
+    def _begin(self, content: Content) -> tuple[int, dict[str, str]]:
+        """The status, and the headers about what the content is a part of; makes it that part."""
+        headers = dict(HEADERS)
+        if not self._has_parts:
+            return 200, headers
+        etag = f'"{quote(self._api.the_key.serialized)}"'
+        headers |= {"ETag": etag, "Accept-Ranges": "bytes"}
+        if ranges.is_among(etag, self._request.headers.get("If-None-Match", "")):
+            return 304, headers
+        total = content.length
+        part = ranges.wanted(self._request.headers, total, etag) if self._is_get else None
+        if part is None or not content.narrow(*part):
+            return 200, headers
+        start, length = part
+        return 206, headers | {"Content-Range": f"bytes {start}-{start + length - 1}/{total}"}
+
+
 class Opened:
     """Content that is about to be sent: in memory if it is small (or nothing of it is wanted), else still open."""
 
     def __init__(
-        self, status: int, headers: dict[str, str], length: int, data: bytes | None, parts: ExitStack
+        self,
+        status: int,
+        headers: dict[str, str],
+        length: int,
+        data: bytes | None,
+        content: Content | None = None,
+        parts: ExitStack | None = None,
     ) -> None:
         self.status = status
         self.headers = headers
-        self.length = length
+        self.length = length  # what is announced
         self.data = data  # one byte less than announced if it was not valid to its end
+        self.content = content
         self._parts = parts  # the repository's session and the content, the latter on top
-        self.content: Content | None = None
 
     def close(self) -> None:
-        self._parts.close()
-
-
-def open_content(sessions: Sessions, request: web.BaseRequest, api: ApiRequest, served: Served) -> Opened:
-    """Open what a GET or HEAD asks for. Raises NotPresent, Refusal, and what opening the repository raises."""
-    with ExitStack() as parts:
-        repository = parts.enter_context(sessions.open(api, served))
-        content = parts.enter_context(repository.get(api.the_key, api.offset, api.file))
-        etag = f'"{quote(api.the_key.serialized)}"'
-        headers = HEADERS | {"ETag": etag}
-        status = 200
-        if not served.proxied and not api.offset:
-            headers["Accept-Ranges"] = "bytes"
-            total = content.length
-            part = ranges.wanted(request.headers, total, etag)
-            if part is not None and content.narrow(*part):
-                status = 206
-                headers["Content-Range"] = f"bytes {part[0]}-{part[0] + part[1] - 1}/{total}"
-        headers["X-git-annex-data-length"] = str(content.length)
-        length = content.length
-        if etag in (tag.strip() for tag in request.headers.get("If-None-Match", "").split(",")):
-            return Opened(304, {"ETag": etag}, 0, b"", ExitStack())
-        if request.method == "HEAD":
-            headers["Content-Length"] = str(length)
-            return Opened(status, headers, length, b"", ExitStack())
-        if length <= SMALL:
-            return Opened(status, headers, length, _read_small(content), ExitStack())
-        opened = Opened(status, headers, length, None, parts.pop_all())
-        opened.content = content
-        return opened
+        if self._parts is not None:
+            self._parts.close()
 
 
 def _read_small(content: Content) -> bytes:
     """All of the content, or all but its last byte if it was not valid to its end."""
     pieces: list[bytes] = []
-    relay.to_callable(content.source, content.length, lambda view: pieces.append(bytes(view)))
+    try:
+        relay.to_callable(content.source, content.length, lambda view: pieces.append(bytes(view)))
+    except relay.ShortSource as reason:
+        log.debug(f"content was not sent to its end: {reason}")
+        return b"".join(pieces)
     data = b"".join(pieces)
-    if data and not content.still_valid():
+    if not content.still_valid():
         return data[:-1]
     content.acknowledge(True)
     return data
 
 
-async def send(request: web.BaseRequest, response: web.StreamResponse, opened: Opened, workers: Workers) -> bool:
-    """Send the headers and the content, which is then closed; false if it was cut short."""
-    try:
-        await response.prepare(request)
+async def send(request: web.BaseRequest, opened: Opened, workers: Workers) -> web.StreamResponse:
+    """Send the headers and the content, which is then closed. What cannot be sent to its end is cut short."""
+    if opened.data is None:
+        return await _send_large(request, opened, workers)
+    if request.method == "HEAD":
+        return web.Response(status=opened.status, headers=opened.headers | {"Content-Length": str(opened.length)})
+    if opened.status == 304 or len(opened.data) == opened.length:
+        return web.Response(status=opened.status, body=opened.data, headers=opened.headers)
+    response = await _prepared(request, opened)
+    await response.write(opened.data)
+    _cut(request.transport)
+    raise ConnectionResetError("the content was not valid to its end")
+
+
+async def _prepared(request: web.BaseRequest, opened: Opened) -> web.StreamResponse:
+    response = web.StreamResponse(status=opened.status, headers=opened.headers)
+    response.content_length = opened.length
+    await response.prepare(request)
+    return response
+
+
+async def _send_large(request: web.BaseRequest, opened: Opened, workers: Workers) -> web.StreamResponse:
+    with ExitStack() as parts:
+        parts.callback(opened.close)
+        slot = workers.transfer()  # before anything is said, as it can be refused
+        parts.callback(slot.give_up)
+        response = await _prepared(request, opened)
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
         await _flushed(transport)
-        if transport.get_extra_info("sslcontext") is None:
-            sink: _Sink = _Socket(transport)
-        else:
-            sink = _Stream(response)
-        future = workers.transfer(lambda: _send(opened, sink))
-    except BaseException:
-        opened.close()
-        raise
+        sink = _Socket(transport) if transport.get_extra_info("sslcontext") is None else _Stream(response)
+        parts.callback(sink.close)
+        future = slot.start(lambda: _send(opened, sink))
+        parts.pop_all()  # it is all the thread's now
     try:
         complete = await asyncio.shield(asyncio.wrap_future(future))
     except asyncio.CancelledError:
         sink.abort()
         raise
-    if complete:
-        await response.write_eof()
-    else:
-        transport.abort()
-    return complete
+    if not complete:
+        _cut(transport)
+        raise ConnectionResetError("the content was not sent to its end")
+    await response.write_eof()
+    return response
+
+
+def _cut(transport: asyncio.Transport | None) -> None:
+    """Close the connection before all that was announced is sent, but not before what is on its way has arrived."""
+    if transport is not None:
+        transport.close()
+        asyncio.get_running_loop().call_later(_PARTING, transport.abort)
 
 
 def _send(opened: Opened, sink: _Sink) -> bool:
-    """In a thread of its own."""
+    """Whether all was sent. In a thread of its own."""
     content = opened.content
     assert content is not None
     try:
-        with closing(opened):
+        with closing(sink), closing(opened):
             sink.send(content.source, content.length - 1)
             last: list[bytes] = []
             relay.to_callable(content.source, 1, lambda view: last.append(bytes(view)))
@@ -139,8 +194,6 @@ def _send(opened: Opened, sink: _Sink) -> bool:
     except (AnnexshellError, OSError) as reason:
         log.debug(f"content was not sent to its end: {reason}")
         return False
-    finally:
-        sink.close()
 
 
 async def _flushed(transport: asyncio.WriteTransport) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import asyncio
+import threading
+import time
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from annexshell import log
 from annexshell import pool as pools
 from annexshell.annex.repository import LocalRepository
-from annexshell.errors import RepositoryError
+from annexshell.errors import AnnexshellError
 from annexshell.http.committer import Committer
 from annexshell.proxy import check_can_proxy
 from annexshell.remotes import patience
@@ -15,6 +19,8 @@ from annexshell.remotes import patience
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.http.api import ApiRequest
@@ -22,83 +28,160 @@ if TYPE_CHECKING:
     from annexshell.pool import Pool
     from annexshell.repository import ContentLock, Repository
 
+# Seconds after which is closed what nobody has used. Longer than connections to nodes are kept, which use it too.
+IDLE_TIMEOUT = 2 * pools.IDLE_TIMEOUT
+
 
 class _Shared:
-    """What the requests to one repository have in common."""
+    """What the requests to one repository have in common: a process of git, a database, the journal's commits.
 
-    __slots__ = ("committer", "local")
+    Entered by each thread that uses it.
+    """
 
     def __init__(self, repo: GitRepository, executor: Executor) -> None:
         self.local = LocalRepository(repo)
         self.local.share()
-        self.committer = Committer(self.local.branch.commit, executor, str(repo.path, "utf-8", "replace"))
+        self.committer = Committer(self._commit, executor, str(repo.path, "utf-8", "replace"))
+        self._mutex = threading.Lock()
+        self._users = 0
+        self._since = time.monotonic()
+
+    def touch(self) -> None:
+        self._since = time.monotonic()
+
+    def is_idle(self, timeout: float) -> bool:
+        return not self._users and time.monotonic() - self._since > timeout
+
+    def _commit(self) -> None:
+        self.local.branch.commit()
+        if self.local.worktree is not None:
+            self.local.worktree.close()  # git is told of the unlocked files that have their content now
+
+    async def close(self, executor: Executor) -> None:
+        await self.committer.close()
+        await asyncio.get_running_loop().run_in_executor(executor, self._end)
+
+    def _end(self) -> None:
+        try:
+            self.local.abandon()  # the committer has done the rest
+        except (AnnexshellError, OSError) as reason:
+            log.warn(f"closing {self.local.uuid}: {reason}")
+
+    def __enter__(self) -> None:
+        with self._mutex:
+            self._users += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._mutex:
+            self._users -= 1
+            self.touch()
 
 
 class Sessions:
-    """Opens repositories for requests. ``close`` ends everything that is shared."""
+    """Opens repositories for requests. ``close`` ends everything that is shared.
 
-    def __init__(self, pool: Pool, executor: Executor) -> None:
+    Its methods are for the event loop's thread. What they give is for one thread, which may be any and may wait.
+    """
+
+    def __init__(self, pool: Pool, executor: Executor, idle_timeout: float = IDLE_TIMEOUT) -> None:
         self._pool = pool
         self._executor = executor
+        self._idle_timeout = idle_timeout
         self._shared: dict[GitRepository, _Shared] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
-    def committer(self, served: Served) -> Committer:
-        """Of the repository that changes when SERVED does. On the event loop's thread."""
-        return self._of(served.repo).committer
+    def __len__(self) -> int:
+        """How many repositories are open."""
+        return len(self._shared)
 
-    def prepare(self, served: Served) -> None:
-        """Have ready what the other methods need. On the event loop's thread."""
-        self._of(served.repo)
+    def open(self, api: ApiRequest, served: Served, *, changes: bool = False) -> AbstractContextManager[Repository]:
+        """The repository that API asks, for the length of a ``with``; CHANGES: it may have to be committed then.
+
+        Entering it raises what it takes to connect.
+        """
+        shared = self._of(served.repo)
+        change = shared.committer.change() if changes else nullcontext()
+        return self._opened(shared, change, api, served)
+
+    @contextmanager
+    def _opened(
+        self, shared: _Shared, change: AbstractContextManager[None], api: ApiRequest, served: Served
+    ) -> Iterator[Repository]:
+        with shared, change:
+            if served.proxied:
+                with self._pool.take(_key(api, served), _opener(shared, api, served)) as repository:
+                    yield repository
+            else:
+                local = shared.local.for_client(api.client or served.uuid)
+                try:
+                    yield local
+                finally:
+                    local.close()
+
+    def lockcontent(self, api: ApiRequest, served: Served) -> Callable[[], ContentLock]:
+        """What gives a lock that outlasts the request. Raises NotLocked, and what it takes to connect."""
+        shared = self._of(served.repo)
+
+        def lock() -> ContentLock:
+            with shared:
+                if served.proxied:
+                    return self._pool.lockcontent(_key(api, served), _opener(shared, api, served), api.the_key)
+                return shared.local.for_client(api.client).lockcontent(api.the_key)
+
+        return lock
 
     def _of(self, repo: GitRepository) -> _Shared:
         shared = self._shared.get(repo)
         if shared is None:
             shared = self._shared[repo] = _Shared(repo, self._executor)
+            self._arm()
+        shared.touch()
         return shared
 
-    @contextmanager
-    def open(self, api: ApiRequest, served: Served) -> Iterator[Repository]:
-        """The repository that API asks, in one thread that may wait for it. Raises what it takes to connect."""
-        if served.proxied:
-            with self._pool.take(self._key(api, served), self._opener(api, served)) as repository:
-                yield repository
-        else:
-            local = self._shared[served.repo].local.for_client(api.client or served.uuid)
-            try:
-                yield local
-            finally:
-                local.close()
+    # Closing what nobody uses: a repository may have been removed, or be one of thousands.
 
-    def lockcontent(self, api: ApiRequest, served: Served) -> ContentLock:
-        """A lock that outlasts the request. Raises NotLocked, and what it takes to connect."""
-        if served.proxied:
-            return self._pool.lockcontent(self._key(api, served), self._opener(api, served), api.the_key)
-        return self._shared[served.repo].local.for_client(api.client).lockcontent(api.the_key)
+    def _arm(self) -> None:
+        if self._timer is None and self._shared:
+            self._timer = asyncio.get_running_loop().call_later(self._idle_timeout / 2, self._tidy)
 
-    @staticmethod
-    def _key(api: ApiRequest, served: Served) -> object:
-        return pools.key(served.repo.uuid, served.uuid, api.the_version, api.bypass)
-
-    def _opener(self, api: ApiRequest, served: Served) -> Callable[[], Repository]:
-        def open() -> Repository:
-            shared = self._shared[served.repo]
-            repository = check_can_proxy(served.repo, served.uuid, shared.local)
-            repository.patience = patience.from_config(served.repo.config)
-            try:
-                repository.agree(api.the_version)
-            except BaseException:
-                repository.abandon()
-                raise
-            return repository
-
-        return open
+    def _tidy(self) -> None:
+        self._timer = None
+        for repo, shared in list(self._shared.items()):
+            if shared.is_idle(self._idle_timeout):
+                del self._shared[repo]
+                task = asyncio.get_running_loop().create_task(shared.close(self._executor))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        self._arm()
 
     async def close(self) -> None:
         """Commit what is still to be committed, and close everything."""
+        if self._timer is not None:
+            self._timer.cancel()
         for shared in self._shared.values():
-            await shared.committer.close()
-            try:
-                shared.local.close()
-            except (RepositoryError, OSError):
-                pass  # the committer has told of it
-        self._pool.close()
+            await shared.close(self._executor)
+        for task in list(self._closing):
+            await task
+        # Each may take a node as long as committing what it recorded.
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.close)
+
+
+def _key(api: ApiRequest, served: Served) -> object:
+    return pools.key(served.repo.uuid, served.uuid, api.the_version, api.bypass)
+
+
+def _opener(shared: _Shared, api: ApiRequest, served: Served) -> Callable[[], Repository]:
+    def open() -> Repository:
+        repository = check_can_proxy(served.repo, served.uuid, shared.local)
+        repository.patience = patience.from_config(served.repo.config)
+        try:
+            repository.agree(api.the_version)
+        except BaseException:
+            repository.abandon()
+            raise
+        return repository
+
+    return open

@@ -16,22 +16,22 @@ from annexshell.errors import Hangup
 from annexshell.repository import AlreadyHave, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from contextlib import AbstractContextManager
 
     from annexshell.http.api import ApiRequest
-    from annexshell.http.work import Workers
+    from annexshell.http.work import Slot
     from annexshell.repository import Repository
 
 
 class Receiver:
     """One upload: the pipe, and the thread at its other end."""
 
-    def __init__(self, api: ApiRequest, repository: Callable[[], AbstractContextManager[Repository]]) -> None:
+    def __init__(self, api: ApiRequest, session: AbstractContextManager[Repository]) -> None:
         assert api.key is not None
         self._key = api.key
         self._api = api
-        self._repository = repository
+        self._session = session
         self._loop = asyncio.get_running_loop()
         # The offset that the repository wants; or an outcome, when it wants nothing.
         self._started: asyncio.Future[int | Outcome] = self._loop.create_future()
@@ -41,10 +41,10 @@ class Receiver:
         os.set_blocking(self._write_fd, False)
         relay.widen_pipe(self._write_fd)
 
-    async def receive(self, body: AsyncIterator[bytes], workers: Workers) -> Outcome:
+    async def receive(self, body: AsyncIterator[bytes], slot: Slot) -> Outcome:
         """Store BODY. Raises what the repository raises, or what reading the body does."""
         try:
-            future = workers.transfer(self._work)
+            future = slot.start(self._work)
         except BaseException:
             os.close(self._read_fd)
             self._hang_up()
@@ -100,7 +100,7 @@ class Receiver:
 
     def _work(self) -> Outcome:
         try:
-            with self._repository() as repository, repository.put(self._key, self._api.file) as upload:
+            with self._session as repository, repository.put(self._key, self._api.file) as upload:
                 if isinstance(upload, AlreadyHave):
                     return self._tell_outcome(Outcome(True, upload.uuids))
                 if self._api.data_present:
@@ -112,7 +112,7 @@ class Receiver:
                 return upload.receive(length, _PipeSource(self._read_fd), self._validity)
         except Hangup as reason:
             log.debug(f"the body of an upload was not as announced: {reason}")
-            return Outcome(False)
+            return self._tell_outcome(Outcome(False))
         except BaseException as reason:
             self._loop.call_soon_threadsafe(_fail, self._started, reason)
             raise

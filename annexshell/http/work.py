@@ -1,7 +1,8 @@
 """The synchronous core's work, in threads beside the event loop.
 
-Short requests share a few threads. What moves content has a thread of its own for as long as that takes, because a
-client that does not read, or does not write, would otherwise keep all others waiting.
+Short work on this machine shares a few threads. What moves content, or asks another machine, has a thread of its own
+for as long as that takes, because a client that does not read, or a node that does not answer, would otherwise keep
+all others waiting.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from annexshell.http.api import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 T = TypeVar("T")
 
@@ -22,51 +24,109 @@ _RETRY_AFTER = "5"  # seconds
 
 
 class Workers:
-    """Threads for short work and for content."""
+    """Threads for work of all kinds."""
 
     def __init__(self, executor: Executor, transfers: int) -> None:
-        """EXECUTOR is for short work; TRANSFERS is how many there can be at a time, while others are refused."""
+        """EXECUTOR is for short work; TRANSFERS is how many there can be at a time, while others are refused.
+
+        As many requests can be waiting for other machines.
+        """
         self._executor = executor
-        self._transfers = transfers
-        self.transferring = 0
+        self._transfers = Threads("transfer", transfers)
+        self.patient = Threads("remote", transfers)  # for what may have to wait for other machines
 
-    async def run(self, function: Callable[[], T], *, dispose: Callable[[T], object] | None = None) -> T:
-        """What FUNCTION gives. If nobody waits for it any more, it is not begun, or the result given to DISPOSE."""
-        return await _result(self._executor.submit(function), dispose)
+    @property
+    def transferring(self) -> int:
+        return self._transfers.count
 
-    def transfer(self, function: Callable[[], T]) -> Future[T]:
-        """Begin to move content. Raises Refusal when too much is going on already."""
-        if self.transferring >= self._transfers:
-            raise Refusal(503, "too many transfers", {"Retry-After": _RETRY_AFTER})
+    async def run(
+        self, function: Callable[[], T], *, patient: bool = False, dispose: Callable[[T], object] | None = None
+    ) -> T:
+        """What FUNCTION gives, which is PATIENT if it may have to wait for another machine.
+
+        If nobody waits for it any more, it is not begun, or the result given to DISPOSE.
+        """
+        executor = self.patient if patient else self._executor
+        return await _result(executor.submit(function), dispose)
+
+    def transfer(self) -> Slot:
+        """The right to move content. Raises Refusal when too much is going on already."""
+        return self._transfers.reserve()
+
+
+class Threads(Executor):
+    """An executor in which nothing ever waits for something else to end: there are up to LIMIT threads."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._mutex = threading.Lock()
+        self.count = 0
+
+    def reserve(self) -> Slot:
+        """A thread to be started later. Raises Refusal if there are too many."""
+        with self._mutex:
+            if self.count >= self._limit:
+                raise Refusal(503, f"too many threads ({self._name})", {"Retry-After": _RETRY_AFTER})
+            self.count += 1
+        return Slot(self)
+
+    def _release(self) -> None:
+        with self._mutex:
+            self.count -= 1
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Raises Refusal too."""
+        return self.reserve().start(lambda: function(*args, **kwargs))
+
+
+class Slot:
+    """A thread that is going to be started, or given up."""
+
+    __slots__ = ("_threads",)
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads: Threads | None = threads
+
+    def start(self, function: Callable[[], T]) -> Future[T]:
+        threads, self._threads = self._threads, None
+        assert threads is not None
         future: Future[T] = Future()
-        loop = asyncio.get_running_loop()
+        future.set_running_or_notify_cancel()  # nobody can cancel it
 
         def work() -> None:
             try:
                 result = function()
             except BaseException as reason:
+                threads._release()
                 future.set_exception(reason)
             else:
+                threads._release()
                 future.set_result(result)
-            finally:
-                loop.call_soon_threadsafe(self._transfer_is_over)
 
-        self.transferring += 1
         try:
-            threading.Thread(target=work, name="transfer", daemon=True).start()
+            threading.Thread(target=work, name=threads._name, daemon=True).start()
         except BaseException:
-            self.transferring -= 1
+            threads._release()
             raise
         return future
 
-    def _transfer_is_over(self) -> None:
-        self.transferring -= 1
+    def give_up(self) -> None:
+        """Does nothing once it was started."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads._release()
 
 
 async def _result(future: Future[T], dispose: Callable[[T], object] | None) -> T:
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        if dispose is not None and not future.cancelled():
-            future.add_done_callback(lambda done: dispose(done.result()) if done.exception() is None else None)
+        if dispose is not None:
+            future.add_done_callback(lambda done: _dispose(done, dispose))
         raise
+
+
+def _dispose(future: Future[T], dispose: Callable[[T], object]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        dispose(future.result())
