@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from annexshell.http.asker import Asker
     from annexshell.key import Key
     from annexshell.uuid import UUID
 
@@ -75,6 +76,7 @@ class ApiRequest:
 
     __slots__ = (
         "action",
+        "asker",
         "bypass",
         "client",
         "data_length",
@@ -89,6 +91,7 @@ class ApiRequest:
     )
 
     action: Action
+    asker: Asker
     version: int | None  # of the API; None for the download without one, which people and browsers use
     uuid: UUID  # of the repository that is asked
     client: UUID  # empty if it may be missing, and is

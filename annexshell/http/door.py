@@ -26,6 +26,7 @@ from annexshell.errors import (
 from annexshell.http import api as a
 from annexshell.http import download, replies, routes
 from annexshell.http.api import ApiRequest, Refusal
+from annexshell.http.asker import Asker
 from annexshell.http.upload import Receiver
 from annexshell.proxy import CannotProxy
 from annexshell.repository import AlreadyHave, Outcome
@@ -62,6 +63,7 @@ class Door:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """The answer to any request; whatever goes wrong is one."""
+        asker = Asker()
         try:
             api = routes.parse(request.method, request.raw_path, request.headers)
             header = request.headers.get("Authorization")
@@ -70,6 +72,7 @@ class Door:
             if served is None:
                 raise Refusal(404)
             await self._authorize(request, api, header, slow)
+            api.asker = asker
             return await _HANDLERS[api.action](self, request, api, served)
         except Refusal as refusal:
             return _refused(refusal)
@@ -77,6 +80,9 @@ class Door:
             if isinstance(reason, ConnectionError) and request.transport is None:
                 raise  # there is nobody left to be answered
             return _refused(_explained(reason))
+        except asyncio.CancelledError:
+            asker.go()  # whatever thread works for it
+            raise
 
     async def _authorize(self, request: web.BaseRequest, api: ApiRequest, header: str | None, slow: bool) -> None:
         def decide() -> object:

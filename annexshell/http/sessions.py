@@ -13,7 +13,7 @@ from annexshell import pool as pools
 from annexshell.annex.repository import LocalRepository
 from annexshell.errors import AnnexshellError
 from annexshell.http.committer import Committer
-from annexshell.proxy import check_can_proxy
+from annexshell.proxy import ProxiedRepository, check_can_proxy
 from annexshell.remotes import patience
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class Sessions:
     ) -> Iterator[Repository]:
         with shared, change:
             if served.proxied:
-                with self._pool.take(_key(api, served), _opener(shared, api, served)) as repository:
-                    yield repository
+                with self._pool.take(_key(api, served), _opener(shared, api, served)) as node, _held(api, node):
+                    yield node
             else:
                 local = shared.local.for_client(api.client or served.uuid)
                 try:
@@ -128,7 +128,10 @@ class Sessions:
         def lock() -> ContentLock:
             with shared:
                 if served.proxied:
-                    return self._pool.lockcontent(_key(api, served), _opener(shared, api, served), api.the_key)
+                    opener = _opener(shared, api, served)
+                    return self._pool.lockcontent(
+                        _key(api, served), opener, api.the_key, lambda node: _held(api, node)
+                    )
                 return shared.local.for_client(api.client).lockcontent(api.the_key)
 
         return lock
@@ -173,12 +176,20 @@ def _key(api: ApiRequest, served: Served) -> object:
     return pools.key(served.repo.uuid, served.uuid, api.the_version, api.bypass)
 
 
+def _held(api: ApiRequest, node: Repository) -> AbstractContextManager[None]:
+    """A ``with`` in which waiting for the NODE ends when the client goes."""
+    assert isinstance(node, ProxiedRepository)
+    return api.asker.holding(node.lifeline)
+
+
 def _opener(shared: _Shared, api: ApiRequest, served: Served) -> Callable[[], Repository]:
     def open() -> Repository:
         repository = check_can_proxy(served.repo, served.uuid, shared.local)
         repository.patience = patience.from_config(served.repo.config)
         try:
-            repository.agree(api.the_version)
+            repository.watch_lifeline()
+            with _held(api, repository):
+                repository.agree(api.the_version)
         except BaseException:
             repository.abandon()
             raise
