@@ -5,11 +5,10 @@ Only declarations are here. What a subcommand does is imported when it runs.
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from annexshell import __version__
+from annexshell.cli_http import p2phttp
 
 _HELP_OPTIONS = ["-h", "--help"]
 _WIDTH = 100
@@ -186,115 +185,7 @@ def proxy(
     raise SystemExit(status)
 
 
-@program.command()
-@click.option("-J", "--jobs", metavar="N|cpus", help="How many requests are worked on at once, content aside.")
-@click.option("--port", type=click.IntRange(0, 65535), default=9417, show_default=True, help="The TCP port.")
-@click.option("--bind", metavar="ADDRESS", help="The address to listen on.  [default: all]")
-@click.option("--socket", "socket_path", type=click.Path(), metavar="PATH", help="Listen on a unix socket instead.")
-@click.option("--certfile", type=click.Path(exists=True), metavar="FILE", help="The TLS certificate, for HTTPS.")
-@click.option("--privatekeyfile", type=click.Path(exists=True), metavar="FILE", help="Its private key.")
-@click.option("--chainfile", type=click.Path(exists=True), metavar="FILE", multiple=True, help="What it rests upon.")
-@click.option("--authenv", is_flag=True, help="Let users of the environment log in over HTTPS.")
-@click.option("--authenv-http", is_flag=True, help="Let users log in, over HTTP too.")
-@click.option("--unauth-readonly", is_flag=True, help="Let anybody get content.")
-@click.option("--unauth-appendonly", is_flag=True, help="Let anybody get and add content.")
-@click.option("--unauth-nolocking", is_flag=True, help="But not lock it.")
-@click.option("--wideopen", is_flag=True, help="Let anybody do everything.")
-@click.option("--htpasswd", type=click.Path(exists=True), metavar="FILE", help="Users, with bcrypt hashes.")
-@click.option("--tokens", type=click.Path(exists=True), metavar="FILE", help="Bearer tokens, as SHA256 hashes.")
-@click.option("--permissions", type=click.Path(exists=True), metavar="FILE", help="What these may do, and where.")
-@click.option("--lockedfiles", type=click.IntRange(0), default=100, show_default=True, help="Locks at once.")
-@click.option("--proxyconnections", type=click.IntRange(0), default=16, show_default=True, help="Idle ones kept.")
-@click.option("--clusterjobs", type=click.IntRange(1), default=1, hidden=True)
-@click.option("--cpus", type=click.IntRange(1), hidden=True)
-@click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds to finish in when stopped.")
-@click.option(
-    "--directory",
-    "directories",
-    type=click.Path(exists=True, file_okay=False),
-    multiple=True,
-    metavar="DIR",
-    help="Serve all repositories below.",
-)
-@click.option("-d", "--debug", is_flag=True, help="Tell on stderr what is going on.")
-def p2phttp(
-    jobs: str | None,
-    port: int,
-    bind: str | None,
-    socket_path: str | None,
-    certfile: str | None,
-    privatekeyfile: str | None,
-    chainfile: tuple[str, ...],
-    lockedfiles: int,
-    proxyconnections: int,
-    clusterjobs: int,
-    cpus: int | None,
-    grace: float,
-    directories: tuple[str, ...],
-    authenv: bool,
-    authenv_http: bool,
-    unauth_readonly: bool,
-    unauth_appendonly: bool,
-    unauth_nolocking: bool,
-    wideopen: bool,
-    htpasswd: str | None,
-    tokens: str | None,
-    permissions: str | None,
-    debug: bool,
-) -> None:
-    """Serve repositories over HTTP.
-
-    Takes the place of "git annex p2phttp", with its options: clients use it where remote.NAME.annexUrl, or annex.url
-    in the config of a repository that they clone, is annex+http://HOST/git-annex/ (or annex+https). Serves the
-    repository in the working directory, or all below --directory, and what they stand in front of.
-
-    Without an option that lets somebody do something, nobody may do anything. Users that log in come from the
-    environment, as GIT_ANNEX_P2PHTTP_PASSWORD_name=password and, to restrict them,
-    GIT_ANNEX_P2PHTTP_PERMISSIONS_name=readonly or appendonly; or from files.
-
-    \b
-    Example:
-        annexshell p2phttp -J4 --unauth-readonly --directory /srv/annex
-    """
-    from annexshell import log
-    from annexshell.commands import p2phttp
-    from annexshell.http.auth import Options
-    from annexshell.http.server import Limits
-
-    if debug:
-        log.enable_debug()
-    status = p2phttp.run(
-        directories,
-        Options(
-            authenv=authenv,
-            authenv_http=authenv_http,
-            unauth_readonly=unauth_readonly,
-            unauth_appendonly=unauth_appendonly,
-            unauth_nolocking=unauth_nolocking,
-            wideopen=wideopen,
-            htpasswd=None if htpasswd is None else os.fsencode(htpasswd),
-            tokens=None if tokens is None else os.fsencode(tokens),
-            permissions=None if permissions is None else os.fsencode(permissions),
-        ),
-        Limits(lockedfiles=lockedfiles, proxyconnections=proxyconnections, grace=grace),
-        p2phttp.TlsFiles(certfile, privatekeyfile, chainfile),
-        port=port,
-        bind=bind,
-        socket_path=socket_path,
-        jobs=_number_of_jobs(jobs),
-    )
-    raise SystemExit(status)
-
-
-def _number_of_jobs(text: str | None) -> int | None:
-    if text == "cpus":
-        return os.cpu_count() or 1
-    if text is None:
-        return None
-    if not text.isdigit() or int(text) < 1:
-        raise click.UsageError(f"--jobs: {text} is neither a number of jobs nor cpus")
-    return int(text)
-
+program.add_command(p2phttp)
 
 _OPTIONS = [
     click.Option(["--uuid"], metavar="UUID", multiple=True, help="Refuse to do anything in another repository."),

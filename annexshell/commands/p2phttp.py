@@ -4,99 +4,138 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
+import resource
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from annexshell import log, process
 from annexshell.checks import drop_git_variables
 from annexshell.errors import UsageError
-from annexshell.http import listening, users
-from annexshell.http.auth import open_gate
+from annexshell.http import certificates, listening, users
+from annexshell.http.auth import Options, open_gate
 from annexshell.http.repositories import Repositories
-from annexshell.http.server import Limits, serve
+from annexshell.http.server import CLOSING, Alone, Limits, Role, serve
+from annexshell.http.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from typing import Any
 
-    from annexshell.http.auth import Options
-
 _NO_JOBS = "Use -Jn or set annex.jobs to configure the number of worker threads."
+_MOST_JOBS = 32  # unless more are asked for
+_JOBS = b"annex.jobs"
+_ENOUGH_FILES = 1 << 16
 
 
-class TlsFiles:
-    """The files of --certfile and its like; None for what was not given."""
+class Where(NamedTuple):
+    """What to listen on, and how; None for what was not given."""
 
-    def __init__(self, certificate: str | None, key: str | None, chain: Sequence[str]) -> None:
-        self.certificate = certificate
-        self.key = key
-        self.chain = tuple(chain)
-
-    def context(self) -> ssl.SSLContext | None:
-        """Raises UsageError, OSError."""
-        if self.certificate is None and self.key is None:
-            return None
-        if self.certificate is None or self.key is None:
-            raise UsageError("You must use both --certfile and --privatekeyfile options to enable HTTPS.")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["http/1.1"])
-        try:
-            context.load_cert_chain(_chained(self.certificate, self.chain), self.key)
-        except ssl.SSLError as reason:
-            raise UsageError(f"--certfile {self.certificate} and --privatekeyfile {self.key}: {reason}") from reason
-        return context
-
-
-def _chained(certificate: str, chain: Sequence[str]) -> str:
-    """A file with the certificate and those that it rests upon, in that order."""
-    if not chain:
-        return certificate
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("wb", suffix=".pem", delete=False) as file:
-        for name in (certificate, *chain):
-            with open(name, "rb") as part:
-                file.write(part.read() + b"\n")
-    return file.name
+    port: int = listening.DEFAULT_PORT
+    bind: str | None = None
+    socket: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    chain: Sequence[str] = ()
 
 
 def run(
     directories: Sequence[str],
-    options: Options,
+    where: Where,
+    access: Options,
     limits: Limits,
-    tls: TlsFiles,
     *,
-    port: int = listening.DEFAULT_PORT,
-    bind: str | None = None,
-    socket_path: str | None = None,
     jobs: int | None = None,
+    workers: int = 1,
+    config: Sequence[tuple[str, str]] = (),
 ) -> int:
-    """Serve until a signal ends it; gives the exit status. Raises AnnexshellError, OSError when it cannot begin."""
+    """Serve until a signal ends it; gives the exit status. Raises AnnexshellError, OSError when it cannot begin.
+
+    JOBS, if given, goes before what git config and LIMITS say. CONFIG is what overrides that of git.
+    """
+    process.prepare()
     drop_git_variables()  # only the directories say which repositories are meant
-    context = tls.context()
+    _override(config)
     with ExitStack() as parts:
+        tls = certificates.from_options(where.certificate, where.key, where.chain)
+        _check_access(access, has_tls=tls is not None)
         repositories = parts.enter_context(
             Repositories.below(map(os.fsencode, directories)) if directories else Repositories.single(b".")
         )
-        gate = open_gate(options)
+        gate = open_gate(access)
         users.forget_passwords(os.environb)
-        limits = limits._replace(jobs=jobs or _configured_jobs(repositories, single=not directories))
-        path = None if socket_path is None else os.fsencode(socket_path)
-        listeners = parts.enter_context(listening.listen(bind, port, path))
-        addresses = ", ".join(listeners.addresses())
-        _run(serve(listeners.for_worker(), repositories, gate, limits, context, f"Listening on {addresses}"))
-    return 0
+        _allow_many_files()
+        limits = limits._replace(jobs=jobs or _configured_jobs(repositories, config, single=not directories))
+        path = None if where.socket is None else os.fsencode(where.socket)
+        listeners = parts.enter_context(listening.listen(where.bind, where.port, path, workers=workers))
+        status = f"Serving {_count(repositories)} on {', '.join(listeners.addresses())}"
+
+        def work(role: Role) -> None:
+            _run(serve(listeners, repositories, gate, limits.share(workers), role, tls))
+
+        if workers > 1:
+            return Supervisor(workers, work, limits.grace + CLOSING, status).run()
+        work(Alone(status))
+    # A thread may be waiting for a client or a node that never says anything again; Python would wait for it.
+    os._exit(0)
 
 
-def _configured_jobs(repositories: Repositories, *, single: bool) -> int:
-    """What annex.jobs says; many repositories have no common one."""
-    configured = repositories.repos()[0].config.get(b"annex.jobs") if single and repositories.repos() else None
+def _check_access(access: Options, *, has_tls: bool) -> None:
+    """Raises UsageError for what looks like it lets somebody in, and does not."""
+    needs_login = [f"--{name}" for name in ("htpasswd", "tokens") if getattr(access, name) is not None]
+    if needs_login and not has_tls and not access.authenv_http:
+        raise UsageError(
+            f"{' and '.join(needs_login)}: nobody can log in, as secrets are not accepted without TLS; give"
+            " --certfile and --privatekeyfile, or --authenv-http if something in front of this server has TLS"
+        )
+    has_users = needs_login or access.authenv or access.authenv_http
+    if access.permissions is not None and not has_users:
+        raise UsageError("--permissions is about users, and there are none; see --authenv, --htpasswd and --tokens")
+    if access.authenv and not has_tls and not access.authenv_http:
+        log.warn("--authenv is for HTTPS only, which needs --certfile and --privatekeyfile: nobody can log in")
+    if not has_users and not (access.wideopen or access.unauth_appendonly or access.unauth_readonly):
+        log.warn("nobody may do anything; see --authenv, --htpasswd, --tokens, --unauth-readonly and --wideopen")
+
+
+def _override(config: Sequence[tuple[str, str]]) -> None:
+    """Have git, whenever we run it, go by these settings rather than those of files."""
+    before = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(before) if before.isdigit() else 0
+    for number, (name, value) in enumerate(config, first):
+        os.environ[f"GIT_CONFIG_KEY_{number}"] = name
+        os.environ[f"GIT_CONFIG_VALUE_{number}"] = value
+    if config:
+        os.environ["GIT_CONFIG_COUNT"] = str(first + len(config))
+
+
+def _configured_jobs(repositories: Repositories, config: Sequence[tuple[str, str]], *, single: bool) -> int:
+    """What annex.jobs says; many repositories have no common one. Raises UsageError if it makes no sense."""
+    repos = repositories.repos() if single else ()
+    given = [os.fsencode(value) for name, value in config if name.lower() == os.fsdecode(_JOBS)]
+    configured = repos[0].config.get(_JOBS) if repos else next(reversed(given), None)
+    cpus = os.cpu_count() or 1
+    if configured is None:
+        # Requests wait for the disk more than they compute.
+        return min(cpus + 4, _MOST_JOBS)
     if configured == b"cpus":
-        return os.cpu_count() or 1
-    if configured is None or not configured.isdigit() or not int(configured):
+        return cpus
+    if not configured.isdigit() or not int(configured):
         raise UsageError(_NO_JOBS)
     return int(configured)
+
+
+def _allow_many_files() -> None:
+    """As many as the system lets us; the usual limit is for programs that cannot count above 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (ValueError, OSError) as reason:
+            log.debug(f"cannot allow {wanted} open files: {reason}")
+
+
+def _count(repositories: Repositories) -> str:
+    return "one repository" if len(repositories) == 1 else f"{len(repositories)} repositories"
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

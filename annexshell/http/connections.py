@@ -8,6 +8,8 @@ while, as that is less to do than setting an alarm for each thing that might hap
 - It has gone while nothing is read from it, because there is more than its request needs for now. Who works for it
   would never be told.
 - There are so many connections that nothing else could be opened.
+
+They end in good order, too (spec: http §10.1).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import asyncio
 import resource
 import select
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -23,36 +26,42 @@ from aiohttp.web_protocol import RequestHandler
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import TypeAlias
+
+    Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 PERIOD = 1.0  # seconds between looks at all connections
 HEADER_TIMEOUT = 30.0  # seconds from a request's first byte, or the connection's beginning, to the end of its header
 TAKE_TIMEOUT = 600.0  # seconds for which a client need not take anything
-# Of a client that does not even say that it is gone, as its machine or its network is. A lock may be kept for hours
-# over a connection on which nothing is said.
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}
+KEEPALIVE = 300.0  # seconds; clients count on an idle connection for 30
+# Seconds, at the end, for requests that keep a lock. They may go on for hours; but one whose client is just done with
+# it may say so. Others rely on the retention time, which stays on disk.
+LOCK_GRACE = 2.0
+_LOCK_PATH = "/keeplocked"
+_BACKLOG = 1024
+_LONGEST_TARGET = 1 << 16  # bytes; names in it are percent-encoded
+_READ_SIZE = 1 << 18
 _GONE = getattr(select, "POLLRDHUP", 0)  # what else there can be is always told
-
-
-def notice_dead_clients(listening: socket.socket) -> None:
-    """Have the system look after the connections that are going to be made."""
-    if listening.family in (socket.AF_INET, socket.AF_INET6):
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+_CUT = 1.0  # seconds that a request has to notice that its client is gone
+_TICK = 0.02  # seconds between looks at whether all is over
 
 
 class Server(web.Server):
     """Makes the connections, MOST of them at a time."""
 
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        *,
-        most: int | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(handler, **options)
+    def __init__(self, handler: Handler, *, most: int | None = None) -> None:
+        super().__init__(
+            self._answer,
+            handler_cancellation=True,
+            keepalive_timeout=KEEPALIVE,
+            max_line_size=_LONGEST_TARGET,
+            read_bufsize=_READ_SIZE,
+            auto_decompress=False,
+            access_log=None,
+        )
+        self._handler = handler
+        self._listening: list[asyncio.AbstractServer] = []
+        self._is_ending = False
         # By default half of what can be opened: the rest is for what the requests need.
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 if most is None else most
         self._here: set[Connection] = set()
@@ -81,10 +90,49 @@ class Server(web.Server):
             connection.look(now)
         self._timer = self._loop.call_later(PERIOD, self._look) if self._here else None
 
-    async def shutdown(self, timeout: float | None = None) -> None:
-        await super().shutdown(timeout)
+    async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Serve what comes in by a socket, which is ours from now on."""
+        patience = None if tls is None else HEADER_TIMEOUT
+        # What asyncio has for unix sockets would remove the path in the end, which is others' as well.
+        self._listening.append(
+            await self._loop.create_server(
+                self, sock=listener, ssl=tls, backlog=_BACKLOG, ssl_handshake_timeout=patience
+            )
+        )
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = await self._handler(request)
+        if self._is_ending:
+            response.force_close()
+        return response
+
+    async def end(self, grace: float) -> None:
+        """Take no more connections, wait for what is going on for GRACE seconds, and cut off what still is."""
+        # Not by means of aiohttp, which reads no more of a request's body then, and closes idle connections last.
+        self._is_ending = True
+        for listening in self._listening:
+            listening.close()
+        # What has come in by now becomes a request.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for connection in self._idle():
+            connection.force_close()
+        await self._wait(min(grace, LOCK_GRACE))
         for connection in tuple(self._here):
-            connection.abort()  # it was closed, but may have something that its client does not take
+            if connection.only_keeps_lock:
+                connection.abort()
+        await self._wait(grace - LOCK_GRACE)
+        for connection in tuple(self._here):
+            connection.abort()
+        await self._wait(_CUT)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _wait(self, seconds: float) -> None:
+        """Until there is no connection, and no request being answered, or time is up."""
+        end = self._loop.time() + seconds
+        while (self._here or self.connections) and self._loop.time() < end:
+            await asyncio.sleep(_TICK)
 
 
 class Connection(RequestHandler):
@@ -123,6 +171,11 @@ class Connection(RequestHandler):
     def is_idle(self) -> bool:
         """Whether there is no request."""
         return self._request_count == 0 if self._waiter is None else not self._waiter.done()
+
+    @property
+    def only_keeps_lock(self) -> bool:
+        request = self._current_request
+        return request is not None and request.path.endswith(_LOCK_PATH)
 
     def abort(self) -> None:
         if self._own_transport is not None:

@@ -1,34 +1,43 @@
-"""The server's life: its sockets, the event loop, and the end (spec: http §10)."""
+"""The server's life: what it consists of, and its end (spec: http §10)."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import ssl
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from aiohttp import web
-
-from annexshell.http import systemd
+from annexshell import log
+from annexshell.http import siblings, systemd
 from annexshell.http.connections import Server
 from annexshell.http.door import Door
 from annexshell.http.locks import Locks
 from annexshell.http.sessions import Sessions
+from annexshell.http.siblings import Place, Siblings
 from annexshell.http.work import Workers
 from annexshell.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from annexshell.http.auth import Gate
+    from annexshell.http.certificates import Certificates
+    from annexshell.http.connections import Handler
+    from annexshell.http.listening import Listeners
     from annexshell.http.repositories import Repositories
 
-KEEPALIVE = 300.0  # seconds; clients count on an idle connection for 30
-_LONGEST_TARGET = 1 << 16  # bytes; names in it are percent-encoded
-_READ_SIZE = 1 << 18
+# Seconds after those for requests, for what was recorded to be committed, and connections to others to be closed.
+CLOSING = 15.0
+_SETTLING = 3.0  # seconds of these for the threads of requests that were cut off
+_RELEASING = 3.0  # and for locks
+_TICK = 0.02
+_COMMITTERS = 2  # threads
+_LOCKERS = 32  # of which some may wait for nodes that do not answer
 
 
 class Limits(NamedTuple):
@@ -40,24 +49,91 @@ class Limits(NamedTuple):
     proxyconnections: int = 16
     grace: float = 30.0  # seconds for what is going on when the server is told to stop
 
+    def share(self, processes: int) -> Limits:
+        """Those of one of several PROCESSES, among which the kernel distributes clients evenly."""
+        return self._replace(
+            jobs=max(2, -(-self.jobs // processes)) if processes > 1 else self.jobs,
+            transfers=-(-self.transfers // processes),
+            lockedfiles=-(-self.lockedfiles // processes),
+            proxyconnections=-(-self.proxyconnections // processes),
+        )
+
+
+class Role(Protocol):
+    """How a process is told what to do, and whom it tells what it does."""
+
+    @property
+    def signals(self) -> Sequence[signal.Signals]:
+        """Those that mean to stop."""
+
+    @property
+    def lifeline(self) -> int | None:
+        """A descriptor whose end of file means the same."""
+
+    @property
+    def place(self) -> Place | None:
+        """None: it is the only one."""
+
+    def ready(self) -> None:
+        """Requests are served from now on."""
+
+    def stopping(self) -> None:
+        """No more requests are taken."""
+
+
+class Alone:
+    """The role of the only process."""
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    lifeline = None
+    place = None
+
+    def __init__(self, status: str) -> None:
+        self._status = status
+
+    def ready(self) -> None:
+        systemd.ready(self._status)
+
+    def stopping(self) -> None:
+        systemd.stopping()
+
 
 async def serve(
-    sockets: Sequence[socket.socket],
+    listeners: Listeners,
     repositories: Repositories,
     gate: Gate,
     limits: Limits,
-    tls: ssl.SSLContext | None = None,
-    status: str = "",
+    role: Role,
+    certificates: Certificates | None = None,
 ) -> None:
-    """Serve until a signal comes, and then until what is going on is finished, or time is up."""
+    """Serve until told to stop, and then until what is going on is finished, or time is up.
+
+    Whatever hangs then, the process ends; a second signal ends it at once.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with serving(sockets, repositories, gate, limits, tls):
-        systemd.ready(status)
+
+    def on_stop() -> None:
+        stop.set()
+        for number in role.signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        if role.lifeline is not None:
+            loop.remove_reader(role.lifeline)
+        _end_after(limits.grace + CLOSING)
+
+    # Whoever sends this wants files to be read again; those of users are anyway, when they change.
+    loop.add_signal_handler(signal.SIGHUP, certificates.reload if certificates else lambda: None)
+    tls = certificates.context if certificates else None
+    async with serving(listeners.for_worker(), repositories, gate, limits, tls, role.place):
+        for number in role.signals:
+            loop.add_signal_handler(number, on_stop)
+        if role.lifeline is not None:
+            loop.add_reader(role.lifeline, on_stop)
+        role.ready()
         await stop.wait()
-        systemd.stopping()
+        role.stopping()
+        listeners.close()
 
 
 @asynccontextmanager
@@ -67,29 +143,72 @@ async def serving(
     gate: Gate,
     limits: Limits,
     tls: ssl.SSLContext | None = None,
+    place: Place | None = None,
 ) -> AsyncIterator[None]:
     """Serve for the length of an ``async with`` block, and then until what is going on is finished, or time is up."""
+    # Threads of their own, so that requests are in the way of neither locks nor commits.
+    jobs = ThreadPoolExecutor(limits.jobs, "job")
+    lockers = ThreadPoolExecutor(_LOCKERS, "lock")
+    committers = ThreadPoolExecutor(_COMMITTERS, "commit")
+    # What is entered last ends first.
     async with AsyncExitStack() as parts:
-        executor = ThreadPoolExecutor(limits.jobs, "job")
-        parts.callback(executor.shutdown)
-        workers = Workers(executor, limits.transfers)
-        sessions = Sessions(Pool(limits.proxyconnections), executor)
+        for executor in (lockers, committers):
+            parts.callback(executor.shutdown, wait=False)
+        sessions = Sessions(Pool(limits.proxyconnections), committers)
         parts.push_async_callback(sessions.close)
-        locks = Locks(executor, limits.lockedfiles)
-        parts.push_async_callback(locks.close)
-        door = Door(repositories, sessions, gate, locks, workers)
-        server = Server(
-            door.answer,
-            handler_cancellation=True,
-            keepalive_timeout=KEEPALIVE,
-            max_line_size=_LONGEST_TARGET,
-            read_bufsize=_READ_SIZE,
-            auto_decompress=False,
-            access_log=None,
-        )
-        runner = web.ServerRunner(server, shutdown_timeout=limits.grace)
-        await runner.setup()
-        parts.push_async_callback(runner.cleanup)
+        locks = Locks(lockers, limits.lockedfiles, place.number if place else 0)
+        parts.push_async_callback(_within, _RELEASING, locks.close, "locks are still being released")
+        workers = Workers(jobs, limits.transfers)
+        parts.push_async_callback(_within, _SETTLING, lambda: _settle(jobs, workers), "requests still go on")
+        answer: Handler = Door(repositories, sessions, gate, locks, workers).answer
+        if place is not None:
+            await _listen_to_siblings(parts, place, answer)
+            others = Siblings(place)
+            parts.push_async_callback(others.close)
+            answer = others.before(answer)
+        server = Server(answer)
+        parts.push_async_callback(server.end, limits.grace)
         for listening in sockets:
-            await web.SockSite(runner, listening, ssl_context=tls, backlog=1024).start()
+            await server.listen(listening, tls)
         yield
+
+
+async def _listen_to_siblings(parts: AsyncExitStack, place: Place, answer: Handler) -> None:
+    server = Server(lambda request: answer(siblings.as_asked_there(request)))
+    parts.push_async_callback(server.end, 0.0)
+    await server.listen(siblings.listen(place))
+
+
+# The end
+
+
+async def _within(seconds: float, end: Callable[[], Awaitable[None]], still: str) -> None:
+    try:
+        await asyncio.wait_for(end(), seconds)
+    except asyncio.TimeoutError:
+        log.warn(f"{still}; not waiting for that any longer")
+
+
+async def _settle(jobs: ThreadPoolExecutor, workers: Workers) -> None:
+    """Wait for threads to notice that nobody waits for them; what they did is to be committed with the rest."""
+    ended = threading.Event()
+
+    def shut_down() -> None:
+        jobs.shutdown(cancel_futures=True)
+        ended.set()
+
+    threading.Thread(target=shut_down, name="end of jobs", daemon=True).start()
+    while not ended.is_set() or workers.transferring or workers.patient.count:
+        await asyncio.sleep(_TICK)
+
+
+def _end_after(seconds: float) -> None:
+    """Whatever hangs, do not. Everything that clients were told of is on disk, be it committed or not."""
+
+    def give_up() -> None:
+        log.warn("something does not end; not waiting for that any longer")
+        os._exit(0)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
