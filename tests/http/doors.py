@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import http.client
 import json
 import os
@@ -30,6 +31,16 @@ from tests.shell import make_annex
 CLIENT = "79a5a1f4-07e8-11ef-873d-97f93ca91925"
 SERVED = UUID(b"0b1f0c20-58a2-4430-bb53-655bdf39e0af")
 DEADLINE = 20.0  # seconds that anything is waited for
+
+
+def key_of(content: bytes, backend: str = "SHA256E") -> Key:
+    digest = hashlib.sha256(content).hexdigest()
+    return Key(f"{backend}-s{len(content)}--{digest}".encode())
+
+
+HELLO = key_of(b"hello\n")
+EMPTY = key_of(b"")
+ABSENT = Key(b"SHA256E-s6--5ad38304b535c2987dbd24657c1a11b884984ff600d9f389deb0d4e634fee792")
 
 
 class Place:
@@ -70,7 +81,8 @@ class Place:
     def running(self) -> list[str]:
         """Lock and info files of transfers."""
         top = self.git_dir / "annex" / "transfer"
-        return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
+        found = (path.relative_to(top) for path in top.rglob("*") if path.is_file())
+        return sorted(str(path) for path in found if path.parts[0] != "failed")
 
     def logged(self, key: Key) -> bytes:
         repository = self.open()
@@ -173,6 +185,12 @@ class Door:
         finally:
             connection.close()
 
+    def exchange(self, data: bytes) -> bytes:
+        """What is answered to DATA until the server closes the connection."""
+        with self.socket() as connection:
+            connection.sendall(data)
+            return received(connection)
+
     def get(self, key: Key, version: str = "v4/", uuid: UUID = SERVED, method: str = "GET", **extra: Any) -> Answer:
         path = f"/git-annex/{uuid}/{version}key/{quoted(key)}?clientuuid={CLIENT}"
         return self.ask(method, path + extra.pop("query", ""), **extra)
@@ -203,6 +221,14 @@ def target(action: str, version: int = 4, uuid: UUID = SERVED, **query: object) 
         f"{name.replace('_', '-')}={quoted(value)}" for name, value in query.items() if value is not None
     )
     return f"/git-annex/{uuid}/v{version}/{action}?{words}"
+
+
+def received(connection: socket.socket) -> bytes:
+    """All until the other end closes the connection."""
+    pieces = []
+    while piece := connection.recv(1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 class Answer:

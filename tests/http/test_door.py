@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from annexshell.key import Key
 from tests import vectors
-from tests.http.doors import CLIENT, SERVED, Answer, Door, Place
-
-HELLO = Key(b"SHA256E-s6--5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03")
-EMPTY = Key(b"SHA256E-s0--e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
-ABSENT = Key(b"SHA256E-s6--5ad38304b535c2987dbd24657c1a11b884984ff600d9f389deb0d4e634fee792")
-
-
-def key_of(content: bytes, backend: str = "SHA256E") -> Key:
-    digest = hashlib.sha256(content).hexdigest()
-    return Key(f"{backend}-s{len(content)}--{digest}".encode())
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    place = Place(tmp_path / "served")
-    place.store(HELLO, b"hello\n")
-    place.store(EMPTY, b"")
-    return place
-
-
-@pytest.fixture
-def door(place: Place) -> Iterator[Door]:
-    with Door(place) as door:
-        yield door
-
+from tests.http.doors import CLIENT, SERVED, Answer, Door, Place, key_of
 
 # What was recorded of git-annex --------------------------------------------
 
