@@ -30,7 +30,7 @@ from tests.shell import make_annex
 
 CLIENT = "79a5a1f4-07e8-11ef-873d-97f93ca91925"
 SERVED = UUID(b"0b1f0c20-58a2-4430-bb53-655bdf39e0af")
-DEADLINE = 20.0  # seconds that anything is waited for
+DEADLINE = 10.0  # seconds that anything is waited for
 
 
 def key_of(content: bytes, backend: str = "SHA256E") -> Key:
