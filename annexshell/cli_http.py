@@ -67,10 +67,20 @@ def _settings(_: click.Context, parameter: click.Parameter, values: tuple[str, .
     return tuple((name, setting) for name, _, setting in (value.partition("=") for value in values))
 
 
+def _host_and_port(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _colon, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise click.BadParameter(f"{text} is not a host and a port, like localhost:9418 or [::1]:9418.")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 _served = _in("What is served")
 _listening = _in("Where")
 _access = _in("To whom")
 _size = _in("How much")
+_watching = _in("What can be seen")
 _other = _in("Other options")
 _file = click.Path(exists=True, dir_okay=False)
 _directory = click.Path(exists=True, file_okay=False)
@@ -142,6 +152,22 @@ _directory = click.Path(exists=True, file_okay=False)
 )
 @_size("--clusterjobs", type=click.IntRange(1), default=1, hidden=True)
 @_size("--cpus", type=click.IntRange(1), hidden=True)
+@_watching("--access-log", metavar="FILE|-", help="A line about each request, in FILE or on stdout.")
+@_watching(
+    "--access-log-format",
+    type=click.Choice(["combined", "json"]),
+    default="combined",
+    show_default=True,
+    help="What the lines look like.",
+)
+@_watching(
+    "--trust-forwarded-for",
+    is_flag=True,
+    help="The client's address is what the proxy in front of this server says in X-Forwarded-For.",
+)
+@_watching(
+    "--metrics", metavar="HOST:PORT", callback=_host_and_port, help="For Prometheus, at http://HOST:PORT/metrics."
+)
 @_other(
     "--grace",
     type=click.FloatRange(0, 86400),
@@ -175,6 +201,10 @@ def p2phttp(
     grace: float,
     config: tuple[tuple[str, str], ...],
     debug: bool,
+    access_log: str | None,
+    access_log_format: str,
+    trust_forwarded_for: bool,
+    metrics: tuple[str, int] | None,
     htpasswd: str | None,
     tokens: str | None,
     permissions: str | None,
@@ -204,7 +234,7 @@ def p2phttp(
             --htpasswd=users --permissions=permissions --workers=cpus
 
     SIGTERM and SIGINT have it finish what is going on, and commit; a second one ends it at once. SIGHUP has it read
-    the certificate again. "man annexshell-p2phttp" tells the rest.
+    the certificate again. GET /healthz says 200 while it serves. "man annexshell-p2phttp" tells the rest.
 
     \b
     Exit status:
@@ -225,10 +255,13 @@ def p2phttp(
         tokens=_fsencoded(tokens),
         permissions=_fsencoded(permissions),
     )
+    watching = p2phttp.Watching(access_log, access_log_format, trust_forwarded_for, metrics)
     where = p2phttp.Where(port, bind, socket_path, certfile, privatekeyfile, chainfile)
     limits = Limits(transfers=transfers, lockedfiles=lockedfiles, proxyconnections=proxyconnections, grace=grace)
     try:
-        status = p2phttp.run(directories, where, access, limits, jobs=jobs, workers=workers, config=config)
+        status = p2phttp.run(
+            directories, where, access, limits, jobs=jobs, workers=workers, config=config, watching=watching
+        )
     except AnnexshellError as reason:
         raise click.ClickException(str(reason)) from reason
     except OSError as reason:

@@ -12,7 +12,9 @@ from annexshell import log, process
 from annexshell.checks import drop_git_variables
 from annexshell.errors import UsageError
 from annexshell.http import certificates, listening, users
+from annexshell.http.accesslog import LogFile
 from annexshell.http.auth import Options, open_gate
+from annexshell.http.observing import Watch
 from annexshell.http.repositories import Repositories
 from annexshell.http.server import CLOSING, Alone, Limits, Role, serve
 from annexshell.http.supervisor import Supervisor
@@ -25,6 +27,18 @@ _NO_JOBS = "Use -Jn or set annex.jobs to configure the number of worker threads.
 _MOST_JOBS = 32  # unless more are asked for
 _JOBS = b"annex.jobs"
 _ENOUGH_FILES = 1 << 16
+
+
+class Watching(NamedTuple):
+    """Who is told what goes on; None for what was not given."""
+
+    access_log: str | None = None  # - is standard output
+    access_log_format: str = "combined"
+    trust_forwarded_for: bool = False
+    metrics: tuple[str, int] | None = None  # host and port
+
+
+NOBODY = Watching()
 
 
 class Where(NamedTuple):
@@ -47,6 +61,7 @@ def run(
     jobs: int | None = None,
     workers: int = 1,
     config: Sequence[tuple[str, str]] = (),
+    watching: Watching = NOBODY,
 ) -> int:
     """Serve until a signal ends it; gives the exit status. Raises AnnexshellError, OSError when it cannot begin.
 
@@ -67,16 +82,29 @@ def run(
         limits = limits._replace(jobs=jobs or _configured_jobs(repositories, config, single=not directories))
         path = None if where.socket is None else os.fsencode(where.socket)
         listeners = parts.enter_context(listening.listen(where.bind, where.port, path, workers=workers))
+        watch = _watch(watching, parts)
         status = f"Serving {_count(repositories)} on {', '.join(listeners.addresses())}"
 
         def work(role: Role) -> None:
-            _run(serve(listeners, repositories, gate, limits.share(workers), role, tls))
+            _run(serve(listeners, repositories, gate, limits.share(workers), role, tls, watch))
 
         if workers > 1:
             return Supervisor(workers, work, limits.grace + CLOSING, status).run()
         work(Alone(status))
     # A thread may be waiting for a client or a node that never says anything again; Python would wait for it.
     os._exit(0)
+
+
+def _watch(watching: Watching, parts: ExitStack) -> Watch:
+    """Raises UsageError, CannotListen."""
+    log_file = None
+    if watching.access_log is not None:
+        log_file = LogFile(None if watching.access_log == "-" else os.fsencode(watching.access_log))
+    metrics = None
+    if watching.metrics is not None:
+        metrics = parts.enter_context(listening.listen_beside(*watching.metrics))
+        log.debug(f"metrics: {', '.join(metrics.addresses())}")
+    return Watch(log_file, watching.access_log_format, metrics, watching.trust_forwarded_for)
 
 
 def _check_access(access: Options, *, has_tls: bool) -> None:

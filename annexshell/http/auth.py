@@ -101,6 +101,16 @@ class Gate:
         can_log_in = visitors is None or is_wrong or (credentials is None and self._login_is_offered)
         raise unauthorized() if can_log_in else Refusal(403)
 
+    def user(self, authorization: str, over_tls: bool) -> bytes | None:
+        """Whose header this is, after :meth:`access`; None if nobody's, or what it says was not considered."""
+        try:
+            credentials = parse_authorization(authorization, self._users.has_tokens)
+        except Refusal:
+            return None
+        if credentials is None or not self._considers_login(over_tls) or self._users.is_slow(credentials):
+            return None  # a password that was found right does not have to be computed again
+        return self._users.who(credentials)
+
     def _considers_login(self, over_tls: bool) -> bool:
         return self._login_is_offered and (over_tls or not self._login_needs_tls)
 

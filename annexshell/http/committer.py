@@ -25,9 +25,19 @@ RETRY = 60.0  # after a commit that failed, unless there is another change befor
 class Committer:
     """The commits of one repository, one at a time. Used on the event loop's thread, commits in the executor's."""
 
-    def __init__(self, commit: Callable[[], object], executor: Executor, name: str = "the repository") -> None:
-        """COMMIT has to do nothing if the journal is empty, as Branch.commit does; NAME is for messages."""
+    def __init__(
+        self,
+        commit: Callable[[], object],
+        executor: Executor,
+        name: str = "the repository",
+        committed: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """COMMIT has to do nothing if the journal is empty, as Branch.commit does; NAME is for messages.
+
+        COMMITTED is told of each time, and whether it worked.
+        """
         self._commit = commit
+        self._committed = committed
         self._executor = executor
         self._name = name
         self._running = 0  # requests
@@ -104,8 +114,10 @@ class Committer:
             self._may_be_dirty = True
             self._arm_latest(RETRY)
             self._complain(str(reason) or repr(reason))
+            self._committed(False)
         else:
             self._complaint = ""
+            self._committed(True)
 
     def _complain(self, reason: str) -> None:
         # Once: under load there is an attempt every second.

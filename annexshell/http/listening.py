@@ -111,6 +111,11 @@ def listen(
     return Listeners(_listen_tcp(bind, port, reuse_port=workers > 1), per_worker=workers > 1)
 
 
+def listen_beside(bind: str | None, port: int) -> Listeners:
+    """Sockets for something else than requests, which all workers share. Raises CannotListen."""
+    return Listeners(_listen_tcp(bind, port, reuse_port=False))
+
+
 # TCP --------------------------------------------------------------
 
 

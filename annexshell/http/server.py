@@ -17,6 +17,7 @@ from annexshell.http import siblings, systemd
 from annexshell.http.connections import Server
 from annexshell.http.door import Door
 from annexshell.http.locks import Locks
+from annexshell.http.observing import NOBODY, Observer, Watch
 from annexshell.http.sessions import Sessions
 from annexshell.http.siblings import Place, Siblings
 from annexshell.http.work import Workers
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from annexshell.http.certificates import Certificates
     from annexshell.http.connections import Handler
     from annexshell.http.listening import Listeners
+    from annexshell.http.metrics import Gauges
     from annexshell.http.repositories import Repositories
 
 # Seconds after those for requests, for what was recorded to be committed, and connections to others to be closed.
@@ -105,6 +107,7 @@ async def serve(
     limits: Limits,
     role: Role,
     certificates: Certificates | None = None,
+    watch: Watch = NOBODY,
 ) -> None:
     """Serve until told to stop, and then until what is going on is finished, or time is up.
 
@@ -125,7 +128,7 @@ async def serve(
     # Whoever sends this wants files to be read again; those of users are anyway, when they change.
     loop.add_signal_handler(signal.SIGHUP, certificates.reload if certificates else lambda: None)
     tls = certificates.context if certificates else None
-    async with serving(listeners.for_worker(), repositories, gate, limits, tls, role.place):
+    async with serving(listeners.for_worker(), repositories, gate, limits, tls, role.place, watch):
         for number in role.signals:
             loop.add_signal_handler(number, on_stop)
         if role.lifeline is not None:
@@ -144,6 +147,7 @@ async def serving(
     limits: Limits,
     tls: ssl.SSLContext | None = None,
     place: Place | None = None,
+    watch: Watch = NOBODY,
 ) -> AsyncIterator[None]:
     """Serve for the length of an ``async with`` block, and then until what is going on is finished, or time is up."""
     # Threads of their own, so that requests are in the way of neither locks nor commits.
@@ -154,7 +158,10 @@ async def serving(
     async with AsyncExitStack() as parts:
         for executor in (lockers, committers):
             parts.callback(executor.shutdown, wait=False)
-        sessions = Sessions(Pool(limits.proxyconnections), committers)
+        pool = Pool(limits.proxyconnections)
+        observer = Observer(watch, gate)
+        parts.push_async_callback(observer.close)
+        sessions = Sessions(pool, committers, observer.committed)
         parts.push_async_callback(sessions.close)
         locks = Locks(lockers, limits.lockedfiles, place.number if place else 0)
         parts.push_async_callback(_within, _RELEASING, locks.close, "locks are still being released")
@@ -166,10 +173,18 @@ async def serving(
             others = Siblings(place)
             parts.push_async_callback(others.close)
             answer = others.before(answer)
-        server = Server(answer)
+        gauges: Gauges = {
+            "transfers": ("Transfers of content that are going on.", lambda: workers.transferring),
+            "locks": ("Locks on content that clients hold.", lambda: locks.count),
+            "idle_connections": ("Connections to other repositories that are kept.", lambda: len(pool)),
+            "repositories": ("Repositories that are open.", lambda: len(sessions)),
+        }
+        await observer.start(gauges, place)
+        server = Server(observer.before(answer))
         parts.push_async_callback(server.end, limits.grace)
         for listening in sockets:
             await server.listen(listening, tls)
+        parts.callback(observer.stopping)
         yield
 
 

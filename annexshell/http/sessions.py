@@ -38,10 +38,10 @@ class _Shared:
     Entered by each thread that uses it.
     """
 
-    def __init__(self, repo: GitRepository, executor: Executor) -> None:
+    def __init__(self, repo: GitRepository, executor: Executor, committed: Callable[[bool], None]) -> None:
         self.local = LocalRepository(repo)
         self.local.share()
-        self.committer = Committer(self._commit, executor, str(repo.path, "utf-8", "replace"))
+        self.committer = Committer(self._commit, executor, str(repo.path, "utf-8", "replace"), committed)
         self._mutex = threading.Lock()
         self._users = 0
         self._since = time.monotonic()
@@ -85,9 +85,17 @@ class Sessions:
     Its methods are for the event loop's thread. What they give is for one thread, which may be any and may wait.
     """
 
-    def __init__(self, pool: Pool, executor: Executor, idle_timeout: float = IDLE_TIMEOUT) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        executor: Executor,
+        committed: Callable[[bool], None] = lambda _: None,
+        idle_timeout: float = IDLE_TIMEOUT,
+    ) -> None:
+        """COMMITTED is told of each commit, and whether it was done."""
         self._pool = pool
         self._executor = executor
+        self._committed = committed
         self._idle_timeout = idle_timeout
         self._shared: dict[GitRepository, _Shared] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -139,7 +147,7 @@ class Sessions:
     def _of(self, repo: GitRepository) -> _Shared:
         shared = self._shared.get(repo)
         if shared is None:
-            shared = self._shared[repo] = _Shared(repo, self._executor)
+            shared = self._shared[repo] = _Shared(repo, self._executor, self._committed)
             self._arm()
         shared.touch()
         return shared
