@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from annexshell import log
@@ -123,8 +124,11 @@ async def _pass_on(request: web.BaseRequest, session: aiohttp.ClientSession) -> 
     )
     headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
     headers |= {_SCHEME: request.scheme, _REMOTE: request.remote or ""}
+    # Read by a task of its own: whoever answers when the sibling is gone can read on once that has ended.
+    pieces: asyncio.Queue[bytes] = asyncio.Queue(1)
+    reading = asyncio.ensure_future(_read(request, pieces))
     try:
-        async with session.request(request.method, url, headers=headers, data=_body(request)) as answer:
+        async with session.request(request.method, url, headers=headers, data=_body(pieces)) as answer:
             return web.Response(
                 status=answer.status,
                 body=await answer.read(),
@@ -135,8 +139,22 @@ async def _pass_on(request: web.BaseRequest, session: aiohttp.ClientSession) -> 
     except (aiohttp.ClientError, asyncio.TimeoutError) as reason:
         log.debug(f"another worker did not answer: {reason}")
         return None
+    finally:
+        reading.cancel()
+        await asyncio.wait({reading})
 
 
-async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
-    while piece := await request.content.readany():
+async def _read(request: web.BaseRequest, pieces: asyncio.Queue[bytes]) -> None:
+    piece = b"begin"
+    while piece:
+        try:
+            piece = await request.content.readany()
+        except (aiohttp.ClientPayloadError, HttpProcessingError, OSError) as reason:
+            log.debug(f"the body of a request makes no sense: {reason}")
+            piece = b""  # to end without a word means the same
+        await pieces.put(piece)
+
+
+async def _body(pieces: asyncio.Queue[bytes]) -> AsyncIterator[bytes]:
+    while piece := await pieces.get():
         yield piece

@@ -98,6 +98,14 @@ class TestTogether:
                 assert client.answer().json == {"locked": False}
         assert not is_removable(program)
 
+    def test_a_body_that_makes_no_sense_unlocks_nothing(self, program):
+        for lockid in locks_of_all(program):
+            with closing(program.connect()) as client:
+                keep(client, lockid)
+                client.send(b"what?\r\n")
+                assert client.answer().status in (200, 400)
+        assert not is_removable(program)
+
     def test_a_lock_that_there_is_not(self, program):
         for lockid in [
             *locks_of_all(program),
