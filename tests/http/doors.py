@@ -20,6 +20,7 @@ from annexshell.annex.gitrepo import GitRepository
 from annexshell.annex.repository import LocalRepository
 from annexshell.http import listening
 from annexshell.http.auth import Options, open_gate
+from annexshell.http.observing import NOBODY, Watch
 from annexshell.http.repositories import Repositories
 from annexshell.http.server import Limits, serving
 from annexshell.key import Key
@@ -105,6 +106,7 @@ class Door:
         trust: ssl.SSLContext | None = None,
         environ: Mapping[bytes, bytes] | None = None,
         loop: Any = asyncio.new_event_loop,
+        watch: Watch = NOBODY,
         **options: Any,
     ) -> None:
         self.place = place
@@ -114,6 +116,7 @@ class Door:
         self._trust = trust
         self._gate = open_gate(Options(**(options or {"wideopen": True})), environ or {})
         self._new_loop = loop
+        self._watch = watch
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="door")
         self._failure: BaseException | None = None
@@ -133,7 +136,8 @@ class Door:
         with listening.listen("127.0.0.1", 0) as listeners, self._repositories() as repositories:
             assert listeners.port is not None
             self.port = listeners.port
-            async with serving(listeners.for_worker(), repositories, self._gate, self._limits, self._tls):
+            sockets = listeners.for_worker()
+            async with serving(sockets, repositories, self._gate, self._limits, self._tls, watch=self._watch):
                 self._ready.set()
                 await self._stop.wait()
 
@@ -272,7 +276,7 @@ class Connection(http.client.HTTPConnection):
             headers.setdefault("Content-Length", str(len(body)))
         elif body is not None:
             headers.setdefault("Transfer-Encoding", "chunked")
-        elif method == "POST":
+        elif method == "POST" and "Transfer-Encoding" not in headers:
             headers.setdefault("Content-Length", "0")
         for name, value in headers.items():
             self.putheader(name, value)

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import re
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from annexshell.annex.repository import LocalRepository
+from annexshell.errors import ContentLocked, NotPresent, RepositoryError
+from annexshell.http.api import ACTIONS
+from annexshell.http.server import Limits
 from annexshell.key import Key
+from annexshell.uuid import UUID
 from tests import vectors
-from tests.http.doors import CLIENT, SERVED, Answer, Door, Place, key_of
+from tests.http.doors import (
+    ABSENT,
+    CLIENT,
+    HELLO,
+    SERVED,
+    Answer,
+    Connection,
+    Door,
+    Place,
+    key_of,
+    quoted,
+    target,
+    wait_until,
+)
 
 # What was recorded of git-annex --------------------------------------------
 
@@ -114,3 +143,388 @@ def test_nothing_is_otherwise_that_was_not_recorded() -> None:
 def state(place: Place, key: Key) -> dict[str, Any]:
     partial = place.partial(key)
     return {"present": place.object(key) is not None, "tmp_size": None if partial is None else len(partial)}
+
+
+# What is asked ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [*range(5), 5, 10])
+@pytest.mark.parametrize("action", [*ACTIONS, "nosuch"])
+def test_which_version_has_what(door: Door, version: int, action: str) -> None:
+    """Only 404 makes a client try a lower one."""
+    known = action in ACTIONS and ACTIONS[action].first_version <= version <= 4
+    answer = door.ask("POST", f"/git-annex/{SERVED}/v{version}/{action}" + (f"/{HELLO}" if action == "key" else ""))
+    expected = 404 if not known else 405 if action == "key" else 400
+    assert answer.status == expected
+    if expected == 404:
+        assert (answer.body, "content-type" in answer.headers) == (b"", False)
+    elif expected == 405:
+        assert answer.headers["allow"] == "GET, HEAD"
+    else:
+        assert re.fullmatch(rb"Query parameter [a-z]+ is required", answer.body)
+
+
+def test_what_is_not_served_is_not_found_before_anybody_is_asked_for_a_password(
+    open_door: Callable[..., Door],
+) -> None:
+    door = open_door(authenv_http=True)
+    assert door.get(HELLO, uuid=UUID(CLIENT.encode())).status == 404
+    assert door.get(HELLO).status == 401
+    assert door.ask("GET", f"/git-annex/{SERVED}/v4/key/x?clientuuid=c").status == 400
+    assert door.ask("GET", f"/git-annex/{SERVED}/v9/key/x?clientuuid=c").status == 404
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"WORM--x.a b",
+        b"WORM--a/b",
+        b"WORM--a+b&c=d;e%2Ff?g#h",
+        b"WORM--[x]",
+        "WORM--\u00e9\u4e2d".encode(),
+        b"WORM--\xff\x80",
+        b"URL--http&c%%example.com%x",
+    ],
+)
+@pytest.mark.parametrize("wrap", [False, True])
+def test_odd_keys(door: Door, place: Place, name: bytes, wrap: bool) -> None:
+    key = Key(name)
+    text = "[" + base64.urlsafe_b64encode(key.serialized).decode() + "]" if wrap else quoted(key)
+    length = {"X-git-annex-data-length": "3"}
+    put = f"/git-annex/{SERVED}/v4/put?key={text}&clientuuid={CLIENT}&associatedfile={text}"
+    assert door.ask("POST", put, length, b"odd").json == {"plusuuids": [], "stored": True}
+    assert place.content(key) == b"odd"
+    for path in (f"v4/key/{text}?clientuuid={CLIENT}", f"key/{text}"):
+        assert door.ask("GET", f"/git-annex/{SERVED}/{path}").body == b"odd"
+    assert door.ask("GET", f"/git-annex/{SERVED}/v4/checkpresent?key={text}&clientuuid=x").json == {"present": True}
+
+
+def test_what_comes_with_a_request_that_takes_nothing_is_ignored(door: Door) -> None:
+    path = target("checkpresent", key=HELLO)
+    connection = door.connect()
+    for body in (b"x" * 100_000, [b"some", b"chunks"]):
+        assert connection.ask("POST", path, None, body).json == {"present": True}
+    connection.close()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert b'{"present":true}' in door.exchange(head.encode() + b"3\r\nabc\r\n0\r\n\r\n")
+
+
+def test_old_clients_name_no_host(door: Door) -> None:
+    request = f"POST {target('checkpresent', key=HELLO)} HTTP/1.0\r\n\r\n"
+    assert b'{"present":true}' in door.exchange(request.encode())
+
+
+def test_whatever_goes_wrong_inside_is_told_in_one_line(
+    door: Door, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for reason, status, text in (
+        (RepositoryError("cannot\nlook"), 500, b"cannot look"),
+        (OSError(5, "Input/output error"), 500, b"Input/output error"),
+        (OSError(), 500, b"OSError"),
+        (NotPresent("it is not there"), 404, b""),
+        (ValueError("a bug"), 500, None),
+    ):
+
+        def fail(self: LocalRepository, key: Key, reason: Exception = reason) -> bool:
+            raise reason
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalRepository, "checkpresent", fail)
+            answer = door.post("checkpresent", key=HELLO)
+        assert answer.status == status
+        assert b"a bug" not in answer.body and text in (None, answer.body)
+        if text:
+            assert answer.headers["content-type"].startswith("text/plain")
+    assert door.post("checkpresent", key=HELLO).json == {"present": True}
+
+
+def test_a_repository_that_comes_later(open_door: Callable[..., Door], tmp_path: Path) -> None:
+    directory = tmp_path / "all"
+    (directory / "deep").mkdir(parents=True)
+    with Door(below=[directory]) as door:
+        uuid = UUID(b"33333333-3333-4333-8333-333333333333")
+        assert door.get(HELLO, uuid=uuid).status == 404
+        place = Place(directory / "deep" / "one.git", uuid, bare=True)
+        place.store(HELLO, b"hello\n")
+        wait_until(lambda: door.get(HELLO, uuid=uuid).status == 200)
+        shutil.rmtree(place.directory)
+        wait_until(lambda: door.get(HELLO, uuid=uuid).status == 404)
+
+
+# Removing -----------------------------------------------------------------------
+
+
+class TestRemove:
+    def test_what_is_locked_is_not_removed_and_that_is_said_at_once(self, door: Door, place: Place) -> None:
+        lockid = door.post("lockcontent", key=HELLO).json["lockid"]
+        now = door.post("gettimestamp").json["timestamp"]
+        start = time.monotonic()
+        for version in range(5):
+            assert door.post("remove", version, key=HELLO).json["removed"] is False
+        answer = door.post("remove-before", key=HELLO, timestamp=now + 100)
+        assert answer.body == b'{"plusuuids":[],"removed":false}'
+        assert time.monotonic() - start < 6 * 0.1
+        assert place.content(HELLO) == b"hello\n"
+        unlock(door, lockid)
+        assert door.post("remove", key=HELLO).json == {"plusuuids": [], "removed": True}
+        assert place.object(HELLO) is None
+        assert f" 0 {SERVED}\n".encode() in place.logged(HELLO)
+
+    def test_what_another_process_has_locked(self, door: Door, place: Place) -> None:
+        with place.open().lockcontent(HELLO):
+            assert door.post("remove", key=HELLO).json["removed"] is False
+        assert door.post("remove", key=HELLO).json["removed"] is True
+
+    def test_what_is_not_there_is_not_logged(self, door: Door, place: Place) -> None:
+        for version in range(5):
+            assert door.post("remove", version, key=ABSENT).json["removed"] is True
+        assert door.post("remove-before", key=ABSENT, timestamp=0).json["removed"] is True
+        assert place.logged(ABSENT) == b""
+
+    def test_before_a_time(self, door: Door, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert abs(door.post("gettimestamp").json["timestamp"] - int(float(uptime()))) <= 1
+        monkeypatch.setattr("annexshell.annex.repository.clock", lambda: 1000)
+        monkeypatch.setattr("annexshell.annex.remove.clock", lambda: 1000, raising=False)
+        assert door.post("gettimestamp", 3).json == {"timestamp": 1000}
+        for time_limit in (0, 999, 1000):
+            assert door.post("remove-before", 3, key=HELLO, timestamp=time_limit).json["removed"] is False
+        assert door.post("remove-before", key=HELLO, timestamp=1001).json["removed"] is True
+        assert place.object(HELLO) is None
+
+    def test_changes_are_committed_when_it_is_quiet(self, door: Door, place: Place) -> None:
+        assert door.post("remove", key=HELLO).json["removed"] is True
+        assert committed(place, HELLO) != place.logged(HELLO)
+        wait_until(lambda: committed(place, HELLO) == place.logged(HELLO), 5)
+
+    def test_or_when_the_server_ends(self, door: Door, place: Place) -> None:
+        assert door.post("remove", key=HELLO).json["removed"] is True
+        door.stop()
+        assert committed(place, HELLO) == place.logged(HELLO)
+
+
+def uptime() -> str:
+    return Path("/proc/uptime").read_text().split()[0]
+
+
+def committed(place: Place, key: Key) -> bytes:
+    name = os.fsdecode(place.open().branch.key_log(key))
+    command = ["git", "-C", str(place.directory), "cat-file", "blob", f"git-annex:{name}"]
+    return subprocess.run(command, capture_output=True).stdout
+
+
+# Locks --------------------------------------------------------------------------
+
+
+def unlock(door: Door, lockid: str) -> None:
+    answer = door.ask("POST", target("keeplocked", lockid=lockid), None, b'{"unlock":true}')
+    assert answer.body == b'{"locked":false}'
+
+
+def is_locked(place: Place) -> bool:
+    """For other processes."""
+    return not any(not path.exists() for path in lock_files(place))
+
+
+def lock_files(place: Place) -> list[Path]:
+    path = place.object(HELLO)
+    assert path is not None
+    return [path.with_name(path.name + suffix) for suffix in (".lck", ".rtm")]
+
+
+class TestLocks:
+    @pytest.fixture(params=["plain", "tls"])
+    def door(self, request: pytest.FixtureRequest, open_door: Callable[..., Door]) -> Door:
+        return open_door(request.param)
+
+    @pytest.fixture
+    def lockid(self, door: Door, place: Place) -> str:
+        answer = door.post("lockcontent", key=HELLO).json
+        assert answer == {"locked": True, "lockid": answer["lockid"]}
+        assert is_locked(place)
+        assert float(lock_files(place)[1].read_text().strip().rstrip("s")) > time.time() + 595
+        return str(answer["lockid"])
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            ['{"unlock":true}'],
+            ['{"unlock":true}\n'],
+            ['{"unlock":false}', "\n", '{"unlock":true}', "\n"],
+            ['{"unlock":false}\n{"unlock":true}\n'],
+            ['{"unl', 'ock" ', ": tr", "ue}"],
+            ['  {"unlock":false}\r\n\r\n[1,2]\n"x"\n{"unlock":1}\n{"unlock":true,"other":null}'],
+        ],
+    )
+    @pytest.mark.parametrize("framing", ["chunks", "length"])
+    def test_unlocking(self, door: Door, place: Place, lockid: str, values: list[str], framing: str) -> None:
+        body = [value.encode() for value in values] if framing == "chunks" else "".join(values).encode()
+        answer = door.ask("POST", target("keeplocked", lockid=lockid, clientuuid=None), None, body)
+        assert answer.body == b'{"locked":false}'
+        assert not any(path.exists() for path in lock_files(place))
+        assert door.post("remove", key=HELLO).json["removed"] is True
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b'{"unlock":false}', b'{"unlock":false}\n{"unl', b"xxx\n", b"{}", b"[" * 100_000, b"\xff\xfe", b"true"],
+    )
+    def test_a_body_that_ends_without_unlocking(self, door: Door, place: Place, lockid: str, body: bytes) -> None:
+        for one in ([body] if body else [], body):
+            answer = door.ask("POST", target("keeplocked", lockid=lockid), None, one)
+            assert answer.body == b'{"locked":false}'
+            assert is_locked(place)
+            assert door.post("remove", key=HELLO).json["removed"] is False
+        unlock(door, lockid)
+
+    def test_the_answer_comes_before_the_end_of_the_body(self, door: Door, place: Place, lockid: str) -> None:
+        connection = self.begin(door, lockid)
+        connection.send_chunk(b'{"unlock":false}')
+        connection.send_chunk(b"\n")
+        connection.sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            connection.sock.recv(1)
+        connection.sock.settimeout(10)
+        assert is_locked(place)
+        connection.send_chunk(b'{"unlock":true}')
+        assert connection.answer().body == b'{"locked":false}'
+        assert not any(path.exists() for path in lock_files(place))
+        connection.send_chunk(b"\n")
+        connection.send_chunk(b"")
+        # The connection can be used for something else.
+        assert connection.ask("POST", target("checkpresent", key=HELLO)).json == {"present": True}
+        connection.close()
+
+    @pytest.mark.parametrize("reset", [False, True])
+    def test_a_client_that_goes_still_counts_on_it(self, door: Door, place: Place, lockid: str, reset: bool) -> None:
+        connection = self.begin(door, lockid)
+        connection.send_chunk(b'{"unlock":false}\n')
+        if reset:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        time.sleep(0.2)
+        assert is_locked(place)
+        assert door.post("remove", key=HELLO).json["removed"] is False
+        unlock(door, lockid)
+
+    def test_a_server_that_ends_leaves_the_time(self, door: Door, place: Place, lockid: str) -> None:
+        connection = self.begin(door, lockid)
+        connection.send_chunk(b'{"unlock":false}\n')
+        door.stop()
+        connection.close()
+        assert lock_files(place)[1].exists()
+        with pytest.raises(ContentLocked):
+            place.open().remove(HELLO)
+
+    def test_unknown_ids(self, door: Door, place: Place, lockid: str) -> None:
+        for other in ("nosuch", CLIENT, lockid[:-1], lockid + "0"):
+            unlock(door, other)
+            assert is_locked(place)
+        unlock(door, lockid)
+        unlock(door, lockid)
+
+    def test_two_locks(self, door: Door, place: Place, lockid: str) -> None:
+        other = door.post("lockcontent", key=HELLO).json["lockid"]
+        assert other != lockid
+        unlock(door, lockid)
+        assert door.post("remove", key=HELLO).json["removed"] is False
+        unlock(door, other)
+        assert door.post("remove", key=HELLO).json["removed"] is True
+
+    def test_what_is_absent_cannot_be_locked_however_often(self, door: Door, place: Place) -> None:
+        connection = door.connect()
+        for _ in range(150):
+            assert connection.ask("POST", target("lockcontent", key=ABSENT)).body == b'{"locked":false}'
+        assert connection.ask("POST", target("lockcontent", key=HELLO)).json["locked"] is True
+        connection.close()
+
+    def test_the_client_may_ask_for_leave_to_send(self, door: Door, place: Place, lockid: str) -> None:
+        connection = door.connect()
+        headers = {"Expect": "100-continue", "Content-Length": "15"}
+        connection.send_head("POST", target("keeplocked", lockid=lockid), headers)
+        assert connection.sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.send(b'{"unlock":true}')
+        assert connection.answer().body == b'{"locked":false}'
+        connection.close()
+
+    @staticmethod
+    def begin(door: Door, lockid: str) -> Connection:
+        connection = door.connect()
+        headers = {"Transfer-Encoding": "chunked", "Content-Type": "application/json;charset=utf-8"}
+        connection.send_head("POST", target("keeplocked", lockid=lockid), headers)
+        return connection
+
+
+def test_no_more_locks_than_allowed(open_door: Callable[..., Door], place: Place) -> None:
+    door = open_door(limits=Limits(lockedfiles=2, grace=1.0))
+    first, _ = (door.post("lockcontent", key=HELLO).json["lockid"] for _ in range(2))
+    assert door.post("lockcontent", key=HELLO).body == b'{"locked":false}'
+    unlock(door, first)
+    assert door.post("lockcontent", key=HELLO).json["locked"] is True
+
+
+# Who may ask --------------------------------------------------------------------
+
+KINDS = ("checkpresent", "putoffset", "remove", "lockcontent")  # read, write, remove, lock
+USERS = {
+    b"GIT_ANNEX_P2PHTTP_PASSWORD_full": b"pass:word",
+    b"GIT_ANNEX_P2PHTTP_PASSWORD_reader": b"\xc3\xbc?>~",
+    b"GIT_ANNEX_P2PHTTP_PERMISSIONS_reader": b"readonly",
+    b"GIT_ANNEX_P2PHTTP_PASSWORD_appender": b"",
+    b"GIT_ANNEX_P2PHTTP_PERMISSIONS_appender": b"appendonly",
+}
+NOBODY = ""
+FULL = "full:pass:word"
+READER = "reader:\u00fc?>~"
+APPENDER = "appender:"
+WRONG = "full:password"
+
+
+@pytest.mark.parametrize("shape", ["plain", "tls"])
+@pytest.mark.parametrize(
+    ("options", "statuses"),
+    [
+        ({}, {NOBODY: [401, 401, 401, 401], FULL: [200, 200, 200, 200], WRONG: [401, 401, 401, 401]}),
+        ({}, {READER: [200, 403, 403, 403], APPENDER: [200, 200, 403, 200]}),
+        ({"unauth_readonly": True}, {NOBODY: [200, 401, 401, 200], FULL: [200, 200, 200, 200]}),
+        ({"unauth_readonly": True}, {WRONG: [200, 401, 401, 200], READER: [200, 403, 403, 200]}),
+        ({"unauth_appendonly": True}, {NOBODY: [200, 200, 401, 200]}),
+        ({"unauth_readonly": True, "unauth_nolocking": True}, {NOBODY: [200, 401, 401, 401]}),
+        (
+            {"wideopen": True},
+            {NOBODY: [200, 200, 200, 200], WRONG: [200, 200, 200, 200], READER: [200, 403, 403, 200]},
+        ),
+    ],
+)
+def test_who_may_do_what(
+    open_door: Callable[..., Door], shape: str, options: dict[str, bool], statuses: dict[str, list[int]]
+) -> None:
+    login = {"authenv": True} if shape == "tls" else {"authenv_http": True}
+    door = open_door(shape, environ=USERS, **login, **options)
+    connection = door.connect()
+    for who, expected in statuses.items():
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            headers = {"Authorization": f"Basic {encode(who.encode()).decode()}"} if who else {}
+            seen = []
+            for action in KINDS:
+                answer = connection.ask("POST", target(action, key=ABSENT), headers)
+                assert (answer.status == 401) == ("www-authenticate" in answer.headers)
+                assert answer.status == 200 or answer.body == b""
+                seen.append(answer.status)
+            assert seen == expected, who
+    connection.close()
+
+
+def test_passwords_only_come_over_tls(open_door: Callable[..., Door]) -> None:
+    door = open_door(environ=USERS, authenv=True)
+    headers = {"Authorization": f"Basic {base64.b64encode(FULL.encode()).decode()}"}
+    answer = door.ask("POST", target("checkpresent", key=HELLO), headers)
+    assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Basic realm="git-annex", charset="UTF-8"')
+    # With anything but what makes sense, it does not matter who may do what.
+    assert door.ask("POST", target("checkpresent", key=HELLO), {"Authorization": "Basic !"}).status == 400
+
+
+def test_an_upload_that_is_not_allowed_is_refused_before_it_is_sent(open_door: Callable[..., Door]) -> None:
+    door = open_door(authenv_http=True, environ=USERS)
+    with door.socket() as connection:
+        head = f"POST {target('put', key=ABSENT)} HTTP/1.1\r\nHost: x\r\nX-git-annex-data-length: 10000000\r\n"
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n".encode())
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401 ")
