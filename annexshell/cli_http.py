@@ -60,6 +60,12 @@ def _number_or_cpus(_: click.Context, parameter: click.Parameter, text: str | No
     return int(text)
 
 
+def _finite(_: click.Context, parameter: click.Parameter, seconds: float) -> float:
+    if seconds != seconds:
+        raise click.BadParameter("nan is not a number of seconds.")
+    return seconds
+
+
 def _settings(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     for value in values:
         if "=" not in value or "." not in value.partition("=")[0]:
@@ -171,6 +177,7 @@ _directory = click.Path(exists=True, file_okay=False)
 @_other(
     "--grace",
     type=click.FloatRange(0, 86400),
+    callback=_finite,
     default=30.0,
     show_default=True,
     metavar="SECONDS",
