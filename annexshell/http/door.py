@@ -14,6 +14,7 @@ from aiohttp import ClientPayloadError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from annexshell import log
+from annexshell.annex.repository import clock
 from annexshell.errors import (
     AnnexshellError,
     NotLocked,
@@ -28,6 +29,7 @@ from annexshell.http import download, replies, routes
 from annexshell.http.api import ApiRequest, Refusal
 from annexshell.http.asker import Asker
 from annexshell.http.upload import Receiver
+from annexshell.p2p.versions import VERSIONS
 from annexshell.proxy import CannotProxy
 from annexshell.repository import AlreadyHave, Outcome
 
@@ -110,11 +112,11 @@ class Door:
         return _json(replies.present(await self._ask(api, served, lambda r: r.checkpresent(api.the_key))))
 
     async def _gettimestamp(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
-        return _json(replies.timestamp(await self._ask(api, served, lambda r: r.gettimestamp())))
+        return _json(replies.timestamp(await self._ask(api, served, _gettimestamp)))
 
     async def _remove(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         try:
-            outcome = await self._ask(api, served, lambda r: r.remove(api.the_key, api.timestamp), changes=True)
+            outcome = await self._ask(api, served, lambda r: _remove(r, api), changes=True)
         except NotLocked as reason:
             log.debug(f"remove {api.key}: {reason}")
             outcome = Outcome(False)
@@ -215,6 +217,22 @@ async def _wait_for_unlock(request: web.BaseRequest, stream: Stream) -> None:
                 await stream.unlock()
                 return
         text = text[:_LONGEST_VALUE]
+
+
+def _gettimestamp(repository: Repository) -> int:
+    return repository.gettimestamp() if _has_clock(repository) else clock()
+
+
+def _remove(repository: Repository, api: ApiRequest) -> Outcome:
+    before = api.timestamp
+    if before is None or _has_clock(repository):
+        return repository.remove(api.the_key, before)
+    return repository.remove(api.the_key) if clock() < before else Outcome(False)
+
+
+def _has_clock(repository: Repository) -> bool:
+    """Whether it knows of removing in time. For a node that is too old to, the client goes by our clock."""
+    return VERSIONS[repository.protocol_version].remove_before
 
 
 def _without(outcome: Outcome, uuid: UUID) -> Outcome:

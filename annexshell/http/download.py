@@ -18,8 +18,9 @@ from urllib.parse import quote
 from aiohttp import web
 
 from annexshell import log, relay
-from annexshell.errors import AnnexshellError
+from annexshell.errors import AnnexshellError, NotPresent
 from annexshell.http import ranges
+from annexshell.p2p.versions import VERSIONS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -58,6 +59,8 @@ class Wanted:
         with ExitStack() as parts:
             repository = parts.enter_context(self._session)
             content = parts.enter_context(repository.get(api.the_key, api.offset, api.file))
+            if not content.length and not VERSIONS[repository.protocol_version].validity:
+                self._check_presence(repository, content)
             status, headers = self._begin(content)
             length = content.length
             headers["X-git-annex-data-length"] = str(length)
@@ -66,6 +69,13 @@ class Wanted:
             if length <= SMALL:
                 return Opened(status, headers, length, _read_small(content))
             return Opened(status, headers, length, None, content, parts.pop_all())
+
+    def _check_presence(self, repository: Repository, content: Content) -> None:
+        """Nothing is what a node of version 0 sends of what it does not have. Raises NotPresent."""
+        content.still_valid()
+        content.acknowledge(True)
+        if not repository.checkpresent(self._api.the_key):
+            raise NotPresent(f"{self._api.key} is not present")
 
     def _begin(self, content: Content) -> tuple[int, dict[str, str]]:
         """The status, and the headers about what the content is a part of; makes it that part."""
