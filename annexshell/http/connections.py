@@ -19,10 +19,14 @@ import resource
 import select
 import socket
 import ssl
+import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from annexshell import log
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -162,10 +166,29 @@ class Connection(RequestHandler):
     def data_received(self, data: bytes) -> None:
         self.since = self._loop.time()
         super().data_received(data)
+        self._check_body()
         if not self.is_idle:
             self._header_since = float("inf")
         elif self._header_since == float("inf") and data.strip():
             self._header_since = self.since
+
+    def _check_body(self) -> None:
+        """What makes no sense aiohttp answers when the request before it is done; but that may wait for its body."""
+        error = self._messages[-1][0] if self._messages else None
+        request = self._current_request
+        if isinstance(error, _ErrInfo) and request is not None and not request.content.is_eof():
+            request.content.set_exception(error.exc)
+
+    def log_exception(self, *message: Any, exc_info: object = None, **_: Any) -> None:
+        if isinstance(exc_info, HttpProcessingError):
+            log.debug(f"a request makes no sense: {exc_info.message}")
+        elif isinstance(exc_info, BaseException):
+            # As for any other of our programs: what is wrong with us is told in one line, unless somebody wants more.
+            log.error(f"internal error: {type(exc_info).__name__}: {exc_info}; --debug shows where")
+            for line in "".join(traceback.format_exception(exc_info)).splitlines():
+                log.debug(line)
+        else:
+            log.error(f"internal error: {message[0]}")
 
     @property
     def is_idle(self) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE = 1.0  # before a worker that died is started again
 LONGEST_PAUSE = 60.0  # doubled each time up to this, unless
 LIVED = 60.0  # it has lived for as long as that
-_EXTRA = 5.0  # after the time that workers have to end by themselves
+EXTRA = 5.0  # after the time that workers have to end by themselves
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _HANDLED = (*_STOP, signal.SIGHUP, signal.SIGCHLD)
@@ -106,7 +106,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         systemd.stopping()
-        self._deadline = time.monotonic() + self._patience + _EXTRA
+        self._deadline = time.monotonic() + self._patience + EXTRA
         self._kill(signal.SIGTERM)
 
     def _kill(self, number: int, those: set[int] | None = None) -> None:
@@ -153,7 +153,7 @@ class Supervisor:
             if self._deadline <= now and self._running:
                 log.warn("some workers do not end; killing them")
                 self._kill(signal.SIGKILL)
-                self._deadline = now + _EXTRA
+                self._deadline = now + EXTRA
             return
         for number in [number for number, due in self._due.items() if due <= now]:
             del self._due[number]

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from annexshell.http import systemd
+from annexshell.http import server, supervisor, systemd
+from annexshell.http.listening import DEFAULT_PORT
+from annexshell.http.server import Limits
 from annexshell.http.systemd import CannotTakeSockets, take_sockets
+from tests.http.doors import Place
+from tests.http.program import Program
 
 UNITS = Path(__file__).parents[2] / "systemd"
 
@@ -145,7 +149,29 @@ class TestUnits:
         assert service["ReadWritePaths"] == [directory]
 
     def test_it_may_finish_before_its_children_are_killed(self):
-        assert settings("annexshell-p2phttp.service", "Service")["KillMode"] == ["mixed"]
+        service = settings("annexshell-p2phttp.service", "Service")
+        assert service["KillMode"] == ["mixed"]
+        (timeout,) = service["TimeoutStopSec"]
+        assert int(timeout.removesuffix("s")) > Limits().grace + server.CLOSING + supervisor.EXTRA
+
+    def test_its_options_are_ours(self, tmp_path):
+        place = Place(tmp_path / "annex")
+        (command,) = settings("annexshell-p2phttp.service", "Service")["ExecStart"]
+        options = [
+            f"--directory={tmp_path}" if word.startswith("--directory=") else word
+            for word in shlex.split(command)[3:]
+        ]
+        # As in the file that the unit names.
+        users = {"GIT_ANNEX_P2PHTTP_PASSWORD_alice": "secret", "GIT_ANNEX_P2PHTTP_PERMISSIONS_alice": "readonly"}
+        (listening,) = settings("annexshell-p2phttp.socket", "Socket")["ListenStream"]
+        assert listening == str(DEFAULT_PORT)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            waiting = socket.create_connection(listener.getsockname(), timeout=20)
+            with Program(tmp_path, *options, environ=users, listening=[listener]) as program:
+                basic = {"Authorization": "Basic YWxpY2U6c2VjcmV0"}
+                answer = program.post("gettimestamp", waiting, uuid=place.uuid, headers=basic)
+                assert answer.status == 200
+                program.stop()
 
     def test_it_may_do_what_a_repository_needs(self):
         """Shared repositories have directories with the set-group-ID bit."""

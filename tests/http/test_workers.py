@@ -293,7 +293,7 @@ class TestSupervisor:
         assert time.monotonic() - began < 10
 
     def test_one_that_does_not_end_is_killed(self, monkeypatch):
-        monkeypatch.setattr(supervisor, "_EXTRA", 0.1)
+        monkeypatch.setattr(supervisor, "EXTRA", 0.1)
 
         def work(role: Worker) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
