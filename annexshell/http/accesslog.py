@@ -146,14 +146,16 @@ class LogFile:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None  # started late, as a process with threads cannot fork
         self._closed = False
-        self._lost = 0  # lines
+        self._dropped = 0  # lines, because too many were waiting
+        self._failed = 0  # lines, because of errors
+        self._told_lost = 0
         self._is_broken = False  # what was written last is not the end of a line
         self._complaint = ""
 
     def write(self, line: bytes) -> None:
         """Takes no time; on one thread."""
         if len(self._pending) >= _MOST_PENDING:
-            self._lost += 1
+            self._dropped += 1
             return
         self._pending.append(line)
         if not self._wake.is_set():
@@ -198,7 +200,7 @@ class LogFile:
             try:
                 self._write_whole(b"".join(lines))
             except OSError as reason:
-                self._lost += len(lines)
+                self._failed += len(lines)
                 self._complain(_explained(self._path, reason))
             else:
                 self._tell_lost()
@@ -230,9 +232,10 @@ class LogFile:
             self._complain(f"{_explained(self._path, reason)}; going on with the file that was moved away")
 
     def _tell_lost(self) -> None:
-        lost, self._lost = self._lost, 0
-        if lost:
-            log.warn(f"{lost} lines of the access log were lost")
+        lost = self._dropped + self._failed
+        if lost > self._told_lost:
+            log.warn(f"{lost - self._told_lost} lines of the access log were lost")
+            self._told_lost = lost
         self._complaint = ""
 
     def _complain(self, complaint: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import re
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiohttp import web
@@ -31,7 +32,7 @@ PERIOD = 1.0  # seconds between looks at what is going on
 GONE = 499  # the status of a client that did not wait for its answer, as nginx has it
 OTHER = "other"  # the action of what is none of the API's
 _ACTION = re.compile(r"/git-annex/[^/?]*/(?:v[0-9]+/)?([a-z-]+)")
-_OBSERVATION = "annexshell.observation"
+_observation: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
 
 class Watch(NamedTuple):
@@ -49,7 +50,7 @@ NOBODY = Watch()
 class Observation:
     """A request that is going on."""
 
-    __slots__ = ("_request", "_told_sent", "action", "began", "received", "sent", "status", "time")
+    __slots__ = ("_request", "_told_sent", "action", "began", "length", "received", "sent", "status", "time")
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
@@ -58,7 +59,8 @@ class Observation:
         self.time = time.time()
         self.began = time.perf_counter()
         self.status = 0  # of an answer that is sent piece by piece, once it has begun
-        self.sent = 0  # bytes of its body; another thread may count them
+        self.length = 0  # bytes of its body
+        self.sent = 0  # of these; another thread may count them
         self.received = self._told_sent = 0  # as of the last progress
 
     def progress(self) -> tuple[int, int]:
@@ -72,7 +74,7 @@ class Observation:
 
 def of(request: web.BaseRequest) -> Observation:
     """The observation of a request; one that nobody looks at if the request is not observed."""
-    return request.get(_OBSERVATION) or Observation(request)
+    return _observation.get() or Observation(request)
 
 
 class Observer:
@@ -127,7 +129,7 @@ class Observer:
             if request.raw_path == HEALTH:
                 return self._health(request)
             observation = Observation(request)
-            request[_OBSERVATION] = observation
+            _observation.set(observation)  # in the task that is this request
             self._running.add(observation)
             status = GONE
             try:
@@ -167,6 +169,7 @@ class Observer:
         complete = status != GONE
         if not complete and observation.status:
             status = observation.status  # what the client got to see
+            complete = observation.sent == observation.length
         if self._metrics is not None:
             self._metrics.moved(*news)
             self._metrics.ended(observation.action, status, duration, complete=complete)
