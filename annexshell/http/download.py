@@ -59,12 +59,13 @@ class Wanted:
         with ExitStack() as parts:
             repository = parts.enter_context(self._session)
             content = parts.enter_context(repository.get(api.the_key, api.offset, api.file))
-            if not content.length and not VERSIONS[repository.protocol_version].validity:
+            is_over = not content.length and not VERSIONS[repository.protocol_version].validity
+            if is_over:
                 self._check_presence(repository, content)
             status, headers = self._begin(content)
             length = content.length
             headers["X-git-annex-data-length"] = str(length)
-            if not self._is_get or status == 304:
+            if is_over or not self._is_get or status == 304:
                 return Opened(status, headers, length, b"")
             if length <= SMALL:
                 return Opened(status, headers, length, _read_small(content))
@@ -198,8 +199,10 @@ def _send(opened: Opened, sink: _Sink) -> bool:
             relay.to_callable(content.source, 1, lambda view: last.append(bytes(view)))
             if not content.still_valid():
                 return False
-            sink.send(relay.BytesSource(last[0]), 1)
             content.acknowledge(True)
+            # What was used for it can be used for what the client asks next, which may be at once.
+            opened.close()
+            sink.send(relay.BytesSource(last[0]), 1)
             return True
     except (AnnexshellError, OSError) as reason:
         log.debug(f"content was not sent to its end: {reason}")
