@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 CLIENT = "11111111-2222-3333-4444-555555555555"
 SMALL = 1000  # bytes
@@ -101,13 +102,18 @@ class Session:
     def finish(self) -> int:
         """Hang up; gives the process's peak memory in bytes."""
         # Of the program alone: what wait4() tells starts with the memory of the process that forked.
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        peak = peak_memory(self.process.pid)
         assert self.process.stdin and self.process.stdout
         self.process.stdin.close()
         assert self.process.wait() == 0
         self.process.stdout.close()
-        return int(peak.split()[1]) * 1024
+        return peak
+
+
+def peak_memory(pid: int) -> int:
+    """Of a process that runs, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
 class Workload:
@@ -140,6 +146,10 @@ class Workload:
         session.say(b"DATA %d\n" % len(data))
         session.say(data)
         session.ask(b"VALID\n", b"SUCCESS")
+
+
+# What, unit, budget, whether less is better, measurement.
+Row: TypeAlias = tuple[str, str, str, bool, Callable[[Workload], float]]
 
 
 def rate(count: int, action: Callable[[int], None]) -> float:
@@ -219,8 +229,7 @@ def large(load: Workload, size: int, which: str) -> float:
     return rates[which]
 
 
-def rows(large_size: int) -> list[tuple[str, str, str, bool, Callable[[Workload], float]]]:
-    """name, unit, budget, whether less is better, measurement."""
+def rows(large_size: int) -> list[Row]:
     return [
         ("time to AUTH-SUCCESS", "ms", "<= 4x", True, start),
         ("CHECKPRESENT", "/s", ">= 1x", False, checkpresent),
@@ -234,9 +243,9 @@ def rows(large_size: int) -> list[tuple[str, str, str, bool, Callable[[Workload]
     ]
 
 
-def measure(rounds: int, large_size: int, real: Workload, ours: Workload) -> list[dict[str, object]]:
+def measure(rounds: int, rows: Iterable[Row], real: Workload, ours: Workload) -> list[dict[str, object]]:
     results: list[dict[str, object]] = []
-    for name, unit, budget, less_is_better, action in rows(large_size):
+    for name, unit, budget, less_is_better, action in rows:
         times = rounds * 4 if action is start else rounds
         pairs = []
         for turn in range(times):
@@ -257,11 +266,11 @@ def measure(rounds: int, large_size: int, real: Workload, ours: Workload) -> lis
     return results
 
 
-def show(results: list[dict[str, object]]) -> None:
+def show(results: list[dict[str, object]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="annexshell against git-annex-shell, medians")
+    table = Table(title=title)
     for column in ("what", "unit", "git-annex", "annexshell", "ratio", "budget", "met"):
         table.add_column(column, justify="left" if column in ("what", "unit") else "right")
     for row in results:
@@ -270,25 +279,34 @@ def show(results: list[dict[str, object]]) -> None:
     Console(width=110).print(table)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each row is measured (default 5)")
     parser.add_argument("--large", type=int, default=256, help="MiB of the large key (default 256)")
     parser.add_argument("--git-annex", help="the git-annex program to compare with")
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
-    options = parser.parse_args()
+    return parser
+
+
+def report(results: list[dict[str, object]], title: str, *, as_json: bool) -> int:
+    """Gives the exit status."""
+    if as_json:
+        for row in results:
+            print(json.dumps(row))
+    else:
+        show(results, title)
+    return 0 if all(row["met"] for row in results) else 1
+
+
+def main() -> int:
+    options = arguments(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         program = real_program(directory, options.git_annex)
         real = Workload(program, program, directory / "real.git")
         ours = Workload(our_program(directory), program, directory / "ours.git")
-        results = measure(options.rounds, options.large * MIB, real, ours)
-    if options.json:
-        for row in results:
-            print(json.dumps(row))
-    else:
-        show(results)
-    return 0 if all(row["met"] for row in results) else 1
+        results = measure(options.rounds, rows(options.large * MIB), real, ours)
+    return report(results, "annexshell against git-annex-shell, medians", as_json=options.json)
 
 
 if __name__ == "__main__":
