@@ -51,7 +51,7 @@ class Program:
             **{name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "LISTEN_"))},
             "HOME": self.scratch.name,
             "GIT_CONFIG_NOSYSTEM": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             "NOTIFY_SOCKET": f"{self.scratch.name}/notify",
             "RUNTIME_DIRECTORY": str(self.runtime),
             **(environ or {}),
