@@ -18,7 +18,7 @@ _SETTINGS = {"help_option_names": _HELP_OPTIONS, "max_content_width": _WIDTH}
 @click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, "--version", prog_name="annexshell")
 def program() -> None:
-    """Serve git-annex repositories to git-annex clients over ssh.
+    """Serve git-annex repositories to git-annex clients, over ssh and HTTP.
 
     annexshell stands in for git-annex-shell on a server: clients reach it through ssh and use it as they would
     use git-annex-shell. A repository can be used by annexshell and git-annex at the same time.
@@ -41,8 +41,10 @@ def program() -> None:
         git remote add server ssh://HOST/~/REPOSITORY
         git annex sync --content server
 
-    Below, demo, link-shell and proxy are for people, and the others are what clients send; "annexshell COMMAND
-    --help" tells what each one is for.
+    Over HTTP, "annexshell p2phttp" takes the place of "git annex p2phttp".
+
+    Below, demo, link-shell, p2phttp and proxy are for people, and the others are what clients send; "annexshell
+    COMMAND --help" tells what each one is for.
     """
 
 

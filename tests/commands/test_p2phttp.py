@@ -24,7 +24,7 @@ from annexshell.errors import UsageError
 from annexshell.http.server import Limits
 from annexshell.http.users import new_token
 from tests.http.doors import HELLO, Place, received, target, wait_until
-from tests.http.program import Program, failure
+from tests.http.program import ROOT, Program, failure
 from tests.shell import git, make_repository
 
 GIT_ANNEX_OPTIONS = shlex.split(
@@ -97,6 +97,14 @@ class TestTheCommandLine:
             assert program.post("checkpresent", key=HELLO).json == {"present": True}
             assert program.post("lockcontent", key=HELLO).status == 403
             assert program.stop() == ""
+
+    def test_the_manual_has_them(self):
+        text = (ROOT / "man" / "annexshell-p2phttp.rst").read_text()
+        described = set(re.findall(r"\*\*(--?[A-Za-z-]+)\*\*", text))
+        options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+        declared = {name for option in options for name in option.opts}
+        assert {name for option in options if not option.hidden for name in option.opts} <= described
+        assert described - {"--help"} <= declared
 
     def test_help_is_in_groups(self):
         with click.Context(command, info_name="annexshell p2phttp", max_content_width=100) as context:

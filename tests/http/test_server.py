@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.http.doors import HELLO, Place, key_of, quoted, target, wait_until
-from tests.http.program import Program
+from tests.http.program import ROOT, Program
 from tests.shell import git
 
 
@@ -174,6 +174,14 @@ class TestTheEnd:
 def _ended(pid: int) -> bool:
     os.kill(pid, signal.SIGKILL)
     return True
+
+
+class TestWithout:
+    def test_uvloop(self, tmp_path, place):
+        (tmp_path / "uvloop.py").write_text("raise ImportError\n")
+        with serve(place, environ={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}) as program:
+            assert program.post("checkpresent", key=HELLO).json == {"present": True}
+            assert program.stop() == ""
 
 
 class TestSockets:
