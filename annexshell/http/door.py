@@ -79,7 +79,8 @@ class Door:
         except Refusal as refusal:
             return _refused(refusal)
         except (AnnexshellError, OSError) as reason:
-            if isinstance(reason, ConnectionError) and request.transport is None:
+            transport = request.transport
+            if isinstance(reason, ConnectionError) and (transport is None or transport.is_closing()):
                 raise  # there is nobody left to be answered
             return _refused(_explained(reason))
         except asyncio.CancelledError:
@@ -91,7 +92,7 @@ class Door:
             return self._gate.access(api.action.kind, header, request.secure, api.uuid)
 
         if slow:
-            await self._workers.run(decide)
+            await self._workers.check(decide)
         else:
             decide()
 
@@ -104,7 +105,9 @@ class Door:
             with session as repository:
                 return question(repository)
 
-        return await self._workers.run(work, patient=served.proxied)
+        is_quick = api.action.kind is a.Kind.READ and not served.proxied
+        pace = None if changes else self._sessions.pace(api, served)
+        return await self._workers.run(work, waits_for=None if is_quick else api.uuid, pace=pace)
 
     # Short requests.
 
@@ -150,8 +153,10 @@ class Door:
         if request.method == "HEAD" and served.proxied:
             return await self._head(api, served)
         wanted = download.Wanted(request, api, served, self._sessions.open(api, served))
-        opened = await self._workers.run(wanted.open, patient=served.proxied, dispose=download.Opened.close)
-        return await download.send(request, opened, self._workers)
+        waits_for = api.uuid if served.proxied else None
+        pace = self._sessions.pace(api, served)
+        opened = await self._workers.run(wanted.open, waits_for=waits_for, pace=pace, dispose=download.Opened.close)
+        return await download.send(request, opened, lambda: self._workers.transfer((api.uuid, api.action)))
 
     async def _head(self, api: ApiRequest, served: Served) -> web.Response:
         """Without beginning to have content sent here, which could not be ended in good order."""
@@ -165,7 +170,7 @@ class Door:
 
     async def _put(self, request: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         body = _body(request)
-        slot = self._workers.transfer()
+        slot = self._workers.transfer((api.uuid, api.action))
         try:
             outcome = await Receiver(api, self._sessions.open(api, served, changes=True)).receive(body, slot)
         except (PeerError, TransferRefused) as reason:
@@ -175,6 +180,8 @@ class Door:
             async for _ in body:
                 pass
             outcome = Outcome(False)
+        finally:
+            slot.give_up()
         return _json(replies.stored(api.the_version, _without(outcome, api.uuid)))
 
 

@@ -7,6 +7,7 @@ is sent only when it is certain that the others are what they should be.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import select
 import socket
@@ -19,20 +20,23 @@ from aiohttp import web
 
 from annexshell import log, relay
 from annexshell.errors import AnnexshellError, NotPresent
-from annexshell.http import ranges
+from annexshell.http import observing, ranges
+from annexshell.http.work import aside
 from annexshell.p2p.versions import VERSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from annexshell.http.api import ApiRequest
     from annexshell.http.repositories import Served
-    from annexshell.http.work import Workers
+    from annexshell.http.work import Slot
     from annexshell.repository import Content, Repository
 
 HEADERS = {"Content-Type": "application/octet-stream"}
 SMALL = 1 << 16  # content up to this size is sent in one piece with the headers
 STALL_TIMEOUT = 600.0  # seconds for which a client need not take anything
+_OBSERVED = 1 << 24  # bytes after which it is told how far it has come
 _PARTING = 10.0  # seconds for a client to take what is on its way when the connection is closed
 
 
@@ -134,10 +138,10 @@ def _read_small(content: Content) -> bytes:
     return data
 
 
-async def send(request: web.BaseRequest, opened: Opened, workers: Workers) -> web.StreamResponse:
+async def send(request: web.BaseRequest, opened: Opened, transfer: Callable[[], Slot]) -> web.StreamResponse:
     """Send the headers and the content, which is then closed. What cannot be sent to its end is cut short."""
     if opened.data is None:
-        return await _send_large(request, opened, workers)
+        return await _send_large(request, opened, transfer)
     if request.method == "HEAD":
         return web.Response(status=opened.status, headers=opened.headers | {"Content-Length": str(opened.length)})
     if opened.status == 304 or len(opened.data) == opened.length:
@@ -152,13 +156,15 @@ async def _prepared(request: web.BaseRequest, opened: Opened) -> web.StreamRespo
     response = web.StreamResponse(status=opened.status, headers=opened.headers)
     response.content_length = opened.length
     await response.prepare(request)
+    observation = observing.of(request)
+    observation.status, observation.length = response.status, opened.length
     return response
 
 
-async def _send_large(request: web.BaseRequest, opened: Opened, workers: Workers) -> web.StreamResponse:
+async def _send_large(request: web.BaseRequest, opened: Opened, transfer: Callable[[], Slot]) -> web.StreamResponse:
     with ExitStack() as parts:
-        parts.callback(opened.close)
-        slot = workers.transfer()  # before anything is said, as it can be refused
+        parts.callback(aside, opened.close)
+        slot = transfer()  # before anything is said, as it can be refused
         parts.callback(slot.give_up)
         response = await _prepared(request, opened)
         transport = request.transport
@@ -167,7 +173,8 @@ async def _send_large(request: web.BaseRequest, opened: Opened, workers: Workers
         await _flushed(transport)
         sink = _Socket(transport) if transport.get_extra_info("sslcontext") is None else _Stream(response)
         parts.callback(sink.close)
-        future = slot.start(lambda: _send(opened, sink))
+        observation = observing.of(request)
+        future = slot.start(lambda: _send(opened, sink, observation))
         parts.pop_all()  # it is all the thread's now
     try:
         complete = await asyncio.shield(asyncio.wrap_future(future))
@@ -188,13 +195,16 @@ def _cut(transport: asyncio.Transport | None) -> None:
         asyncio.get_running_loop().call_later(_PARTING, transport.abort)
 
 
-def _send(opened: Opened, sink: _Sink) -> bool:
+def _send(opened: Opened, sink: _Sink, observation: observing.Observation) -> bool:
     """Whether all was sent. In a thread of its own."""
     content = opened.content
     assert content is not None
     try:
         with closing(sink), closing(opened):
-            sink.send(content.source, content.length - 1)
+            while observation.sent < content.length - 1:
+                count = min(content.length - 1 - observation.sent, _OBSERVED)
+                sink.send(content.source, count)
+                observation.sent += count
             last: list[bytes] = []
             relay.to_callable(content.source, 1, lambda view: last.append(bytes(view)))
             if not content.still_valid():
@@ -202,6 +212,7 @@ def _send(opened: Opened, sink: _Sink) -> bool:
             content.acknowledge(True)
             # What was used for it can be used for what the client asks next, which may be at once.
             opened.close()
+            observation.sent += 1  # before it is sent, for whoever has got it all may be gone before we are back
             sink.send(relay.BytesSource(last[0]), 1)
             return True
     except (AnnexshellError, OSError) as reason:
@@ -211,8 +222,10 @@ def _send(opened: Opened, sink: _Sink) -> bool:
 
 async def _flushed(transport: asyncio.WriteTransport) -> None:
     """Wait until what was written before is on its way: others are about to write to the same socket."""
+    pause = 0.001
     while transport.get_write_buffer_size() and not transport.is_closing():
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.1)
 
 
 class _Sink:
@@ -275,7 +288,7 @@ class _Stream(_Sink):
         writing = asyncio.run_coroutine_threadsafe(self._response.write(bytes(view)), self._loop)
         try:
             writing.result(STALL_TIMEOUT)
-        except TimeoutError as reason:
+        except concurrent.futures.TimeoutError as reason:
             writing.cancel()
             raise Stalled(f"the client has taken nothing for {STALL_TIMEOUT:g} seconds") from reason
 

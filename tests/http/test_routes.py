@@ -24,7 +24,7 @@ LENGTH = {"X-git-annex-data-length": "23"}
 
 
 def fields(request: ApiRequest) -> dict[str, Any]:
-    return {name: getattr(request, name) for name in ApiRequest.__slots__}
+    return {name: getattr(request, name) for name in ApiRequest.__slots__ if name != "asker"}
 
 
 def asked(method: str, path: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
