@@ -19,7 +19,7 @@ _PLUS_SINCE = 2  # the version that has uuids in answers; clients of it need the
 
 def present(yes: bool) -> bytes:
     """To checkpresent."""
-    return _json({"present": yes})
+    return _PRESENT[yes]
 
 
 def stored(version: int, outcome: Outcome) -> bytes:
@@ -58,3 +58,6 @@ def _plus(version: int, uuids: Iterable[UUID]) -> dict[str, object]:
 
 def _json(fields: dict[str, object]) -> bytes:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+
+
+_PRESENT = {yes: _json({"present": yes}) for yes in (True, False)}

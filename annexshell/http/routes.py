@@ -5,6 +5,7 @@ The order of the checks is that of git-annex's server: route, uuid and key in th
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from annexshell.http import values
@@ -12,7 +13,7 @@ from annexshell.http.api import ACTIONS, GET, HIGHEST, PREFIX, PUT, Action, ApiR
 from annexshell.uuid import NO_UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
 DATA_LENGTH = "X-git-annex-data-length"
@@ -33,6 +34,12 @@ class _Parameter(NamedTuple):
     name: str
     attribute: str  # of the ApiRequest
     read: Callable[[bytes], Any]
+
+
+class _Taken(NamedTuple):
+    name: bytes
+    parameter: _Parameter
+    is_required: bool
 
 
 # In the order in which they are read, so that what is wrong with the first of them is told.
@@ -105,50 +112,50 @@ def _read_captures(request: ApiRequest, route: _Route) -> None:
 
 
 def _read_query(request: ApiRequest, route: _Route, query: values.Query) -> None:
-    required, optional = _taken(route)
-    for parameter in _BEFORE_BYPASS:
-        _read_parameter(request, parameter, query, required, optional)
+    before_bypass, after_bypass = _taken(route.version, route.action)
+    for taken in before_bypass:
+        _read_parameter(request, taken, query)
     try:
         bypass = tuple(map(values.read_word, query.bypass))
     except ValueError as reason:
         raise Refusal(400, f"Error parsing query parameter(s) bypass failed: {reason}") from reason
     if route.version is None or route.version >= _BYPASS_SINCE:
         request.bypass = bypass
-    for parameter in _AFTER_BYPASS:
-        _read_parameter(request, parameter, query, required, optional)
+    for taken in after_bypass:
+        _read_parameter(request, taken, query)
 
 
-def _taken(route: _Route) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the parameters that a request must and may have; what else it has is ignored."""
-    if route.version is None:
-        return (), ("clientuuid",)
-    optional: tuple[str, ...] = ("clientuuid",)
-    if route.action in (GET, PUT):
-        optional += ("associatedfile", "offset")
-    if route.action is PUT and route.version >= _DATA_PRESENT_SINCE:
-        optional += ("data-present",)
-    return route.action.required, optional
+@cache
+def _taken(version: int | None, action: Action) -> tuple[list[_Taken], list[_Taken]]:
+    """The parameters that a request must or may have, those before bypass apart; what else it has is ignored."""
+    required = () if version is None else action.required
+    names = {"clientuuid", *required}
+    if version is not None and action in (GET, PUT):
+        names |= {"associatedfile", "offset"}
+    if version is not None and action is PUT and version >= _DATA_PRESENT_SINCE:
+        names.add("data-present")
+
+    def among(parameters: Iterable[_Parameter]) -> list[_Taken]:
+        return [
+            _Taken(parameter.name.encode(), parameter, parameter.name in required)
+            for parameter in parameters
+            if parameter.name in names
+        ]
+
+    return among(_BEFORE_BYPASS), among(_AFTER_BYPASS)
 
 
-def _read_parameter(
-    request: ApiRequest,
-    parameter: _Parameter,
-    query: values.Query,
-    required: tuple[str, ...],
-    optional: tuple[str, ...],
-) -> None:
-    name = parameter.name
-    if name not in required and name not in optional:
-        return
-    value = query.get(name)
+def _read_parameter(request: ApiRequest, taken: _Taken, query: values.Query) -> None:
+    value = query.get(taken.name)
+    parameter = taken.parameter
     if value is None:
-        if name in required:
-            raise Refusal(400, f"Query parameter {name} is required")
+        if taken.is_required:
+            raise Refusal(400, f"Query parameter {parameter.name} is required")
         return
     try:
         setattr(request, parameter.attribute, parameter.read(value))
     except ValueError as reason:
-        raise Refusal(400, f"Error parsing query parameter {name} failed: {reason}") from reason
+        raise Refusal(400, f"Error parsing query parameter {parameter.name} failed: {reason}") from reason
 
 
 def _data_length(headers: Mapping[str, str]) -> int:

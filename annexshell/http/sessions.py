@@ -12,9 +12,13 @@ from annexshell import log
 from annexshell import pool as pools
 from annexshell.annex.repository import LocalRepository
 from annexshell.errors import AnnexshellError
+from annexshell.http.api import CHECKPRESENT, GET
 from annexshell.http.committer import Committer
+from annexshell.http.download import SMALL
+from annexshell.http.pace import Pace
 from annexshell.proxy import ProxiedRepository, check_can_proxy
 from annexshell.remotes import patience
+from annexshell.uuid import NO_UUID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.http.api import ApiRequest
     from annexshell.http.repositories import Served
+    from annexshell.key import Key
     from annexshell.pool import Pool
     from annexshell.repository import ContentLock, Repository
 
@@ -41,6 +46,9 @@ class _Shared:
     def __init__(self, repo: GitRepository, executor: Executor, committed: Callable[[bool], None]) -> None:
         self.local = LocalRepository(repo)
         self.local.share()
+        annexdir = repo.annexdir
+        self.pace = Pace((annexdir, annexdir + b"/objects"))
+        self.is_thin = repo.config.get_bool(b"annex.thin")
         self.committer = Committer(self._commit, executor, str(repo.path, "utf-8", "replace"), committed)
         self._mutex = threading.Lock()
         self._users = 0
@@ -123,11 +131,28 @@ class Sessions:
                 with self._pool.take(_key(api, served), _opener(shared, api, served)) as node, _held(api, node):
                     yield node
             else:
-                local = shared.local.for_client(api.client or served.uuid)
+                client = api.client or served.uuid
+                if api.action is GET and _is_small(api.the_key):
+                    client = NO_UUID  # what takes no time cannot be seen going on, and so is not told
+                local = shared.local.for_client(client)
                 try:
                     yield local
                 finally:
                     local.close()
+
+    def pace(self, api: ApiRequest, served: Served) -> Pace | None:
+        """What tells whether to use what :meth:`open` gives directly; None if it has to be a thread that does.
+
+        That is where there may be somebody to be waited for, be it a git-annex that has a database locked.
+        """
+        if served.proxied:
+            return None
+        if api.action is CHECKPRESENT:
+            shared = self._of(served.repo)
+            return None if shared.is_thin else shared.pace
+        if api.action is GET and served.repo.bare and _is_small(api.the_key):
+            return self._of(served.repo).pace
+        return None
 
     def lockcontent(self, api: ApiRequest, served: Served) -> Callable[[], ContentLock]:
         """What gives a lock that outlasts the request. Raises NotLocked, and what it takes to connect."""
@@ -178,6 +203,10 @@ class Sessions:
             await task
         # Each may take a node as long as committing what it recorded.
         await asyncio.get_running_loop().run_in_executor(None, self._pool.close)
+
+
+def _is_small(content: Key) -> bool:
+    return content.size is not None and content.size <= SMALL
 
 
 def _key(api: ApiRequest, served: Served) -> object:

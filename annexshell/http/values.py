@@ -35,10 +35,13 @@ def split_target(target: str | bytes) -> tuple[list[bytes], bytes]:
     The first segment is what is before the first slash, which is nothing. One slash at the end counts for nothing.
     """
     raw = target if isinstance(target, bytes) else target.encode("utf-8", "surrogateescape")
-    origin = _ORIGIN.match(raw)  # proxies get to see it, and may pass it on
-    path, _, query = raw[origin.end() if origin else 0 :].partition(b"?")
+    if not raw.startswith(b"/"):
+        origin = _ORIGIN.match(raw)  # proxies get to see it, and may pass it on
+        raw = raw[origin.end() if origin else 0 :]
+    path, _, query = raw.partition(b"?")
+    segments = path.removesuffix(b"/").split(b"/")
     # A slash that is percent-encoded is a part of its segment.
-    return [unquote_to_bytes(segment) for segment in path.removesuffix(b"/").split(b"/")], query
+    return [unquote_to_bytes(segment) for segment in segments] if b"%" in path else segments, query
 
 
 class Query:
@@ -48,16 +51,21 @@ class Query:
         self._first: dict[bytes, bytes | None] = {}
         self.bypass: list[bytes] = []
         for piece in _SEPARATOR.split(raw):
-            encoded, equals, rest = piece.replace(b"+", b" ").partition(b"=")
-            name = unquote_to_bytes(encoded)
-            value = unquote_to_bytes(rest) if equals else None
+            name, equals, rest = piece.partition(b"=")
+            if b"%" in piece or b"+" in piece:
+                name, rest = _decoded(name), _decoded(rest)
+            value = rest if equals else None
             self._first.setdefault(name, value)
             if name in (b"bypass", b"bypass[]") and value is not None:
                 self.bypass.append(value)
 
-    def get(self, name: str) -> bytes | None:
+    def get(self, name: bytes) -> bytes | None:
         """The first value of that name; None if the first has no ``=``, or there is none."""
-        return self._first.get(name.encode())
+        return self._first.get(name)
+
+
+def _decoded(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" "))
 
 
 def unwrapped(value: bytes) -> bytes:

@@ -43,7 +43,7 @@ def test_target(target: str | bytes, segments: list[bytes], query: bytes) -> Non
 
 def test_query() -> None:
     query = values.Query(b"a=1;b=%26%3B%3D+%2B&a=2&c&&c=3;;%64=x=y&e=&bypass=q&bypass&bypass[]=%5Br%5D;=z")
-    assert [query.get(name) for name in ("a", "b", "c", "d", "e", "f", "")] == [
+    assert [query.get(name) for name in (b"a", b"b", b"c", b"d", b"e", b"f", b"")] == [
         b"1",
         b"&;= +",
         None,  # the first one counts, and has no value
