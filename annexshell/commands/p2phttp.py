@@ -89,7 +89,7 @@ def run(
             _run(serve(listeners, repositories, gate, limits.share(workers), role, tls, watch))
 
         if workers > 1:
-            return Supervisor(workers, work, limits.grace + CLOSING, status).run()
+            return Supervisor(workers, work, limits.grace + CLOSING, status, listeners.close).run()
         work(Alone(status))
     # A thread may be waiting for a client or a node that never says anything again; Python would wait for it.
     os._exit(0)

@@ -55,17 +55,29 @@ class Worker:
 class Supervisor:
     """Keeps workers running until it is told to stop."""
 
-    def __init__(self, count: int, work: Callable[[Worker], None], patience: float, status: str) -> None:
-        """WORK is what each of COUNT workers does, which may take PATIENCE seconds to end when it is told to."""
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[Worker], None],
+        patience: float,
+        status: str = "",
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """WORK is what each of COUNT workers does, which may take PATIENCE seconds to end when it is told to.
+
+        STATUS is what the service manager is told when all are ready; ON_STOP is called before they are told to end.
+        """
         self._count = count
         self._work = work
         self._patience = patience
         self._status_text = status
+        self._on_stop = on_stop
         self._running: dict[int, int] = {}  # numbers by pid
         self._began: dict[int, float] = {}  # by number
         self._pauses = dict.fromkeys(range(count), FIRST_PAUSE)
         self._due: dict[int, float] = {}  # when those are to be started that do not run
-        self._ready: set[int] = set()  # those that have served
+        self._ready: set[int] = set()  # those that serve
+        self._tried: set[int] = set()  # those that have served, be it in an earlier life
         self._deadline: float | None = None  # set when they were told to stop
         self._exit_status = 0
 
@@ -106,6 +118,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         systemd.stopping()
+        self._on_stop()
         self._deadline = time.monotonic() + self._patience + EXTRA
         self._kill(signal.SIGTERM)
 
@@ -119,9 +132,10 @@ class Supervisor:
             said = os.read(self._said.read_fd, 1 << 16)
         except BlockingIOError:
             return
-        was_complete = len(self._ready) == self._count
+        was_complete = len(self._tried) == self._count
         self._ready.update(map(int, said.split()))
-        if len(self._ready) == self._count and not was_complete:
+        self._tried |= self._ready
+        if len(self._tried) == self._count and not was_complete:
             systemd.ready(self._status_text)
 
     def _reap(self) -> None:
@@ -134,7 +148,8 @@ class Supervisor:
                 self._replace(number, os.waitstatus_to_exitcode(status))
 
     def _replace(self, number: int, status: int) -> None:
-        if number not in self._ready:
+        self._ready.discard(number)
+        if number not in self._tried:
             self._exit_status = 1  # it has said why
             self._stop()
             return

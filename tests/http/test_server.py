@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -185,17 +186,34 @@ class TestWithout:
 
 
 class TestSockets:
-    def test_a_unix_socket(self, tmp_path, place):
-        with serve(place) as reference:
-            path = Path(reference.scratch.name) / "http.sock"
-            with Program(place.directory, "--wideopen", f"--socket={path}") as program:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_unix_socket(self, place, workers):
+        key = key_of(b"abc")
+        with tempfile.TemporaryDirectory() as directory:  # of a short name
+            path = Path(directory) / "http.sock"
+
+            def connect() -> socket.socket:
+                client = socket.socket(socket.AF_UNIX)
+                client.settimeout(20)
+                client.connect(str(path))
+                return client
+
+            options = ["--wideopen", f"--socket={path}", f"--workers={workers}"]
+            with Program(place.directory, *options) as program, closing(program.connect(connect())) as client:
                 assert stat.S_IMODE(path.stat().st_mode) == 0o700
                 assert str(path) in program.said[0]
-                client = socket.socket(socket.AF_UNIX)
-                client.connect(str(path))
-                assert program.post("checkpresent", client, key=HELLO).json == {"present": True}
-                assert program.stop() == ""
-                assert not path.exists()
+                assert program.post("checkpresent", connect(), key=HELLO).json == {"present": True}
+                client.send_head("POST", target("put", 4, key=key), {"X-git-annex-data-length": "3"}, ())
+                client.send_chunk(b"a")
+                wait_until(lambda: place.partial(key))
+                program.tell(signal.SIGTERM)
+                program.next_said()
+                # Nobody comes any more, while it goes on.
+                wait_until(lambda: not path.exists())
+                client.send_chunk(b"bc")
+                client.send_chunk(b"")
+                assert client.answer().json["stored"] is True
+                assert program.ended() == ""
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_of_the_service_manager(self, place, workers):

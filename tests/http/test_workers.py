@@ -274,7 +274,7 @@ class TestSupervisor:
         if not pid:
             status = 99
             try:
-                status = Supervisor(count, work, patience, "").run()
+                status = Supervisor(count, work, patience).run()
             finally:
                 os._exit(status)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -325,6 +325,24 @@ class TestSupervisor:
         assert len(pauses) == 4
         for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.8), strict=True):
             assert least <= pause < least + 1
+
+    def test_signals_reach_none_that_was_just_started_again(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.1)
+
+        def work(role: Worker) -> None:
+            is_second = (tmp_path / "began").exists()
+            (tmp_path / "began").touch()
+            if is_second:
+                os.kill(os.getppid(), signal.SIGHUP)
+                time.sleep(0.3)
+                os.kill(os.getppid(), signal.SIGTERM)
+                time.sleep(60)
+            role.ready()
+            time.sleep(0.2)
+            os._exit(5)
+
+        assert self.run(work, count=1) == 0
+        assert (tmp_path / "began").exists()
 
     def test_signals_reach_no_worker_that_has_no_handler(self):
         """SIGHUP would end it."""
