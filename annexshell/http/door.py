@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp import ClientPayloadError, HttpVersion11, web
@@ -68,12 +69,16 @@ class Door:
         asker = Asker()
         try:
             api = routes.parse(request.method, request.raw_path, request.headers)
-            header = request.headers.get("Authorization")
-            slow = self._gate.is_slow(header, request.secure)
-            served = await self._repositories.find(api.uuid)
+            header, over_tls = request.headers.get("Authorization"), request.secure
+            slow = self._gate.is_slow(header, over_tls)
+            served = self._repositories.at_hand(api.uuid) or await self._repositories.find(api.uuid)
             if served is None:
                 raise Refusal(404)
-            await self._authorize(request, api, header, slow)
+            authorize = partial(self._gate.access, api.action.kind, header, over_tls, api.uuid)
+            if slow:
+                await self._workers.check(authorize)
+            else:
+                authorize()
             api.asker = asker
             return await _HANDLERS[api.action](self, request, api, served)
         except Refusal as refusal:
@@ -87,15 +92,6 @@ class Door:
             asker.go()  # whatever thread works for it
             raise
 
-    async def _authorize(self, request: web.BaseRequest, api: ApiRequest, header: str | None, slow: bool) -> None:
-        def decide() -> object:
-            return self._gate.access(api.action.kind, header, request.secure, api.uuid)
-
-        if slow:
-            await self._workers.check(decide)
-        else:
-            decide()
-
     async def _ask(
         self, api: ApiRequest, served: Served, question: Callable[[Repository], T], *, changes: bool = False
     ) -> T:
@@ -106,13 +102,15 @@ class Door:
                 return question(repository)
 
         is_quick = api.action.kind is a.Kind.READ and not served.proxied
-        pace = None if changes else self._sessions.pace(api, served)
-        return await self._workers.run(work, waits_for=None if is_quick else api.uuid, pace=pace)
+        return await self._workers.run(work, waits_for=None if is_quick else api.uuid)
 
     # Short requests.
 
     async def _checkpresent(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
-        return _json(replies.present(await self._ask(api, served, lambda r: r.checkpresent(api.the_key))))
+        present = self._sessions.checkpresent(api, served)
+        if present is None:
+            present = await self._ask(api, served, lambda r: r.checkpresent(api.the_key))
+        return _json(replies.present(present))
 
     async def _gettimestamp(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         return _json(replies.timestamp(await self._ask(api, served, _gettimestamp)))
@@ -135,7 +133,8 @@ class Door:
 
     async def _lockcontent(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         try:
-            lockid = await self._locks.acquire(api.uuid, self._sessions.lockcontent(api, served))
+            executor = self._workers.waiting_for(api.uuid) if served.proxied else None
+            lockid = await self._locks.acquire(api.uuid, self._sessions.lockcontent(api, served), executor)
         except (NotLocked, NotPresent) as reason:
             log.debug(f"lockcontent {api.key}: {reason}")
             lockid = None
@@ -154,7 +153,7 @@ class Door:
             return await self._head(api, served)
         wanted = download.Wanted(request, api, served, self._sessions.open(api, served))
         waits_for = api.uuid if served.proxied else None
-        pace = self._sessions.pace(api, served)
+        pace = self._sessions.pace_of_get(api, served)
         opened = await self._workers.run(wanted.open, waits_for=waits_for, pace=pace, dispose=download.Opened.close)
         return await download.send(request, opened, lambda: self._workers.transfer((api.uuid, api.action)))
 
@@ -210,20 +209,23 @@ async def _body(request: web.BaseRequest, timeout: float | None = BODY_TIMEOUT) 
 
 async def _wait_for_unlock(request: web.BaseRequest, stream: Stream) -> None:
     """Return when the client says so, or has said everything (spec: http §7.2). It may take hours."""
-    decoder = json.JSONDecoder()
-    text = ""
-    async for piece in _body(request, timeout=None):
-        text += piece.decode("utf-8", "replace")
-        while text := text.lstrip():
-            try:
-                value, end = decoder.raw_decode(text)
-            except (ValueError, RecursionError):
-                break  # it is not complete, or never will be
-            text = text[end:]
-            if isinstance(value, dict) and value.get("unlock") is True:
-                await stream.unlock()
-                return
-        text = text[:_LONGEST_VALUE]
+    rest = b""
+    # What keeps no lock is not kept for long either.
+    async for piece in _body(request, None if stream.is_known else BODY_TIMEOUT):
+        *lines, rest = (rest + piece).split(b"\n")
+        # The last value need not have a line end yet.
+        if any(map(_says_unlock, lines)) or _says_unlock(rest):
+            await stream.unlock()
+            return
+        rest = rest[:_LONGEST_VALUE]
+
+
+def _says_unlock(line: bytes) -> bool:
+    try:
+        value = json.loads(line) if b"unlock" in line and len(line) < _LONGEST_VALUE else None
+    except (ValueError, RecursionError):
+        return False  # it is not complete, or never will be
+    return isinstance(value, dict) and value.get("unlock") is True
 
 
 def _gettimestamp(repository: Repository) -> int:

@@ -115,14 +115,17 @@ class Locks:
 
     # Taking them.
 
-    async def acquire(self, repository: UUID, take: Callable[[], ContentLock]) -> UUID | None:
+    async def acquire(
+        self, repository: UUID, take: Callable[[], ContentLock], executor: Executor | None = None
+    ) -> UUID | None:
         """The id of the lock on content of REPOSITORY that TAKE gives, in a worker thread. None: too many.
 
+        EXECUTOR is for one that may have to be waited for, where others must not wait as well.
         Raises what TAKE raises. If the one who asks goes away meanwhile there will be no lock.
         """
         if self.is_full or self._closed:
             return None
-        taking = self._in_background(self._take(repository, take))
+        taking = self._in_background(self._take(repository, take, executor or self._executor))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -130,8 +133,8 @@ class Locks:
             taking.add_done_callback(self._release_untold)
             raise
 
-    async def _take(self, repository: UUID, take: Callable[[], ContentLock]) -> UUID | None:
-        lock = await asyncio.get_running_loop().run_in_executor(self._executor, take)
+    async def _take(self, repository: UUID, take: Callable[[], ContentLock], executor: Executor) -> UUID | None:
+        lock = await asyncio.get_running_loop().run_in_executor(executor, take)
         lockid = self.hold(repository, lock)
         if lockid is None:
             await self._exit(lock)

@@ -38,8 +38,7 @@ CLOSING = 15.0
 _SETTLING = 3.0  # seconds of these for the threads of requests that were cut off
 _RELEASING = 3.0  # and for locks
 _TICK = 0.02
-_COMMITTERS = 2  # threads
-_LOCKERS = 32  # of which some may wait for nodes that do not answer
+_COMMITTERS = 8  # threads, of which some may wait for a git-annex that holds the journal's lock
 
 
 class Limits(NamedTuple):
@@ -152,7 +151,7 @@ async def serving(
     """Serve for the length of an ``async with`` block, and then until what is going on is finished, or time is up."""
     # Threads of their own, so that requests are in the way of neither locks nor commits.
     jobs = ThreadPoolExecutor(limits.jobs, "job")
-    lockers = ThreadPoolExecutor(_LOCKERS, "lock")
+    lockers = ThreadPoolExecutor(max(1, limits.lockedfiles), "lock")  # each may wait for its node
     committers = ThreadPoolExecutor(_COMMITTERS, "commit")
     # What is entered last ends first.
     async with AsyncExitStack() as parts:

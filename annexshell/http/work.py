@@ -66,6 +66,10 @@ class Workers:
             return await _result(self._executor.submit(function), dispose)
         return await _result(self.patient.reserve(waits_for).start(function), dispose)
 
+    def waiting_for(self, what: Hashable) -> Executor:
+        """An executor for what may have to wait for WHAT. Raises Refusal when it is to begin, as above."""
+        return Share(self.patient, what)
+
     async def check(self, function: Callable[[], T]) -> T:
         """What FUNCTION gives, which computes for long."""
         return await _result(self._checkers.submit(function), None)
@@ -75,8 +79,8 @@ class Workers:
         return self._transfers.reserve(whose)
 
 
-class Threads(Executor):
-    """An executor in which nothing ever waits for something else to end: there are up to LIMIT threads.
+class Threads:
+    """In these nothing ever waits for something else to end: there are up to LIMIT threads.
 
     No more than half of them are for the same, lest one node that hangs has all of them.
     """
@@ -104,9 +108,16 @@ class Threads(Executor):
             if not self._counts[whose]:
                 del self._counts[whose]
 
+
+class Share(Executor):
+    """An executor that has those of some threads which are for the same."""
+
+    def __init__(self, threads: Threads, whose: Hashable) -> None:
+        self._threads = threads
+        self._whose = whose
+
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Raises Refusal too."""
-        return self.reserve().start(lambda: function(*args, **kwargs))
+        return self._threads.reserve(self._whose).start(lambda: function(*args, **kwargs))
 
 
 class Slot:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from annexshell.http.api import Refusal
-from annexshell.http.work import Threads, Workers
+from annexshell.http.work import Share, Threads, Workers
 
 DEADLINE = 10.0
 
@@ -126,9 +126,9 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError):
-            threads.submit(lambda: None)
+            Share(threads, None).submit(lambda: None)
     assert threads.count == 0
-    assert threads.submit(lambda a, b: a + b, 1, b=2).result(DEADLINE) == 3
+    assert Share(threads, None).submit(lambda a, b: a + b, 1, b=2).result(DEADLINE) == 3
 
 
 @pytest.mark.parametrize("node", [None, "node"])
