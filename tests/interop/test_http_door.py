@@ -464,10 +464,6 @@ if NGINX or IN_CI:
         assert NGINX, "there is no nginx; install it"
         server = make_server()
         door = serve(server, socket_path=tmp_path / "socket")
-        # Its workers are another user's.
-        for directory in (tmp_path, *tmp_path.parents[:2]):
-            directory.chmod(directory.stat().st_mode | 0o011)
-        (tmp_path / "socket").chmod(0o777)
         nginx = Nginx(NGINX, tmp_path / "nginx", door)
         parts.callback(nginx.stop)
         client = make_client(origin=(server, nginx.url))

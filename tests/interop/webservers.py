@@ -171,6 +171,7 @@ class Static:
 
 NGINX = """
 daemon off;
+{user}
 worker_processes 1;
 pid {directory}/pid;
 error_log {directory}/error.log;
@@ -201,7 +202,13 @@ class Nginx:
         directory.mkdir()
         self.port = free_port()
         temporary = " ".join(f"{name}_temp_path {directory}/{name};" for name in _TEMPORARY)
-        config = NGINX.format(directory=directory, port=self.port, socket=door.socket_path, temporary=temporary)
+        config = NGINX.format(
+            directory=directory,
+            port=self.port,
+            socket=door.socket_path,
+            temporary=temporary,
+            user="" if os.geteuid() else "user root;",  # nobody else may use the socket
+        )
         (directory / "nginx.conf").write_text(config)
         self.process = subprocess.Popen(
             [program, "-p", str(directory), "-c", "nginx.conf", "-e", "error.log"], start_new_session=True
