@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Signature: TypeAlias = tuple[int, ...] | None
 
 SCAN_INTERVAL = 1.0  # seconds
+_JUST_NOW = 0.002  # seconds; who asks may have asked that much earlier
 # Searching never takes more than a fifth of the time, but somebody who adds a repository gets it within a minute.
 _PAUSE_PER_SCAN = 4
 _LONGEST_PAUSE = 60.0
@@ -110,6 +111,19 @@ class Repositories:
     def repos(self) -> list[GitRepository]:
         """Those that are served now; what was opened for any other can be closed."""
         return [entry.repo for entry in self._own.values() if entry.repo is not None]
+
+    def at_hand(self, uuid: UUID) -> Served | None:
+        """What :meth:`find` gives, if that is a repository whose config was looked at just now."""
+        entry = self._own.get(uuid)
+        if entry is None or entry.repo is None or entry.uuid != uuid:
+            return None
+        now = time.monotonic()
+        if now - entry.looked > _JUST_NOW:
+            signature = entry.current_signature()
+            if signature is None or signature != entry.signature:
+                return None
+            entry.looked = now
+        return Served(uuid, entry.repo, False)
 
     async def find(self, uuid: UUID) -> Served | None:
         """What serves UUID; None if it is unknown, which may take a second to find out.
@@ -261,6 +275,7 @@ class _Entry:
         "_found",
         "_mutex",
         "complaint",
+        "looked",
         "proxied",
         "repo",
         "signature",
@@ -274,6 +289,7 @@ class _Entry:
         self._branch_state: object = None
         self.repo: GitRepository | None = None
         self.signature: Signature = None  # of the config file, before it was read
+        self.looked = 0.0  # on the monotonic clock: when the signature was the current one
         self.uuid = NO_UUID  # empty if it is not to be served
         self.complaint = ""  # why not, if it looks like somebody wants it to be
         self.proxied: frozenset[UUID] = frozenset()

@@ -12,7 +12,7 @@ from annexshell import log
 from annexshell import pool as pools
 from annexshell.annex.repository import LocalRepository
 from annexshell.errors import AnnexshellError
-from annexshell.http.api import CHECKPRESENT, GET
+from annexshell.http.api import GET
 from annexshell.http.committer import Committer
 from annexshell.http.download import SMALL
 from annexshell.http.pace import Pace
@@ -140,19 +140,24 @@ class Sessions:
                 finally:
                     local.close()
 
-    def pace(self, api: ApiRequest, served: Served) -> Pace | None:
-        """What tells whether to use what :meth:`open` gives directly; None if it has to be a thread that does.
+    def checkpresent(self, api: ApiRequest, served: Served) -> bool | None:
+        """Whether the content is there, where that can be told at once; None where a thread has to find out.
 
         That is where there may be somebody to be waited for, be it a git-annex that has a database locked.
         """
         if served.proxied:
             return None
-        if api.action is CHECKPRESENT:
-            shared = self._of(served.repo)
-            return None if shared.is_thin else shared.pace
-        if api.action is GET and served.repo.bare and _is_small(api.the_key):
-            return self._of(served.repo).pace
-        return None
+        shared = self._of(served.repo)
+        if shared.is_thin or not shared.pace.is_quick:
+            return None
+        with shared.pace:
+            return shared.local.checkpresent(api.the_key)
+
+    def pace_of_get(self, api: ApiRequest, served: Served) -> Pace | None:
+        """What tells whether to get the content directly; None if it has to be a thread that does."""
+        if served.proxied or not served.repo.bare or not _is_small(api.the_key):
+            return None
+        return self._of(served.repo).pace
 
     def lockcontent(self, api: ApiRequest, served: Served) -> Callable[[], ContentLock]:
         """What gives a lock that outlasts the request. Raises NotLocked, and what it takes to connect."""
