@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from annexshell.annex.repository import LocalRepository
+from annexshell.http import pace
 from annexshell.http.pace import FIRST_PAUSE, LONGEST_PAUSE, SLOW, Pace, is_local
+from annexshell.key import Key
+from tests.http.doors import Answer, Door, Place, key_of
+from tests.shell import git
 
 MOUNTS = """\
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -106,3 +114,70 @@ def test_a_disk_that_was_slow_is_left_to_threads_for_a_while(mounts: str):
 def test_this_machine_can_be_asked():
     assert is_local(b"/proc") is False
     assert isinstance(is_local(b"/"), bool)
+
+
+# What the server makes of it
+
+
+@pytest.fixture
+def where(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads in which content is looked for."""
+    names: list[str] = []
+    find = LocalRepository.find
+
+    def noting(repository: LocalRepository, key: Any) -> bytes | None:
+        names.append(threading.current_thread().name)
+        return find(repository, key)
+
+    monkeypatch.setattr(LocalRepository, "find", noting)
+    return names
+
+
+@pytest.fixture(params=[True, False], ids=["local", "elsewhere"])
+def local(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(pace, "is_local", lambda *_: request.param)
+    return bool(request.param)
+
+
+def served(directory: Path, content: bytes, *, bare: bool = True, **settings: str) -> tuple[Place, Key]:
+    place = Place(directory, bare=bare)
+    for name, value in settings.items():
+        git(place.directory, "config", f"annex.{name}", value)
+    return place, place.store(key_of(content), content)
+
+
+def test_only_what_is_local_is_looked_up_by_the_event_loop(tmp_path: Path, where: list[str], local: bool):
+    place, key = served(tmp_path / "annex", b"content")
+    where.clear()
+    with Door(place) as door:
+        assert door.post("checkpresent", key=key).json == {"present": True}
+        assert door.get(key).body == b"content"
+    assert [name.partition("_")[0] for name in where] == (["door", "door"] if local else ["job", "job"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "ask"),
+    [
+        ({"bare": False, "thin": "true"}, lambda door, key: door.post("checkpresent", key=key)),
+        ({"bare": False}, lambda door, key: door.get(key)),  # there is a database to be asked
+    ],
+    ids=["checkpresent of what may be modified", "get of what may be modified"],
+)
+def test_what_may_have_to_wait_is_for_threads(
+    tmp_path: Path, where: list[str], shape: dict[str, Any], ask: Callable[[Door, Key], Answer], monkeypatch: Any
+):
+    monkeypatch.setattr(pace, "is_local", lambda *_: True)
+    place, key = served(tmp_path / "annex", b"content", **shape)
+    where.clear()
+    with Door(place) as door:
+        assert ask(door, key).status == 200
+    assert {name.partition("_")[0] for name in where} == {"job"}
+
+
+def test_large_content_is_for_threads(tmp_path: Path, where: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pace, "is_local", lambda *_: True)
+    place, key = served(tmp_path / "annex", bytes(1 << 17))
+    where.clear()
+    with Door(place) as door:
+        assert len(door.get(key).body) == 1 << 17
+    assert [name.partition("_")[0] for name in where] == ["job"]
