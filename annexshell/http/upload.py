@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from annexshell.repository import Repository
 
 
+_TOO_MUCH = 1 << 24  # bytes
+
+
 class Receiver:
     """One upload: the pipe, and the thread at its other end."""
 
@@ -52,8 +55,11 @@ class Receiver:
         try:
             wanted = await self._started
             if isinstance(wanted, Outcome):
-                async for _ in body:
-                    pass  # the client has to be rid of all of it before it is told
+                seen = 0
+                async for chunk in body:  # the client has to be rid of all of it before it is told
+                    seen += len(chunk)
+                    if self._is_endless(seen):
+                        break
             else:
                 await self._feed(body, wanted)
         finally:
@@ -70,7 +76,13 @@ class Receiver:
             piece = memoryview(chunk)[max(0, skip - start) : max(0, announced - start)]
             if piece and not await self._write(piece):
                 break  # why it wants no more, the thread will say
+            if self._is_endless(seen):
+                break
         self._is_whole = seen == announced
+
+    def _is_endless(self, seen: int) -> bool:
+        """Whether there is so much more than announced that nobody can be meant to read it to its end."""
+        return seen > (self._api.data_length or 0) + _TOO_MUCH
 
     async def _write(self, piece: memoryview) -> bool:
         while piece:
