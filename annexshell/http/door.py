@@ -184,8 +184,8 @@ class Door:
         return _json(replies.stored(api.the_version, _without(outcome, api.uuid)))
 
 
-async def _body(request: web.BaseRequest, timeout: float | None = BODY_TIMEOUT) -> AsyncIterator[bytes]:
-    """The request's body, piece by piece. A client that stalls is cut off."""
+async def _body(request: web.BaseRequest, *, may_stall: bool = False) -> AsyncIterator[bytes]:
+    """The request's body, piece by piece. A client that stalls is cut off, unless it MAY STALL."""
     if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
@@ -194,7 +194,7 @@ async def _body(request: web.BaseRequest, timeout: float | None = BODY_TIMEOUT) 
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
-        stalled = None if timeout is None else loop.call_later(timeout, transport.abort)
+        stalled = None if may_stall else loop.call_later(BODY_TIMEOUT, transport.abort)
         try:
             piece = await request.content.readany()
         except (ClientPayloadError, HttpProcessingError) as reason:
@@ -211,7 +211,7 @@ async def _wait_for_unlock(request: web.BaseRequest, stream: Stream) -> None:
     """Return when the client says so, or has said everything (spec: http §7.2). It may take hours."""
     rest = b""
     # What keeps no lock is not kept for long either.
-    async for piece in _body(request, None if stream.is_known else BODY_TIMEOUT):
+    async for piece in _body(request, may_stall=stream.is_known):
         *lines, rest = (rest + piece).split(b"\n")
         # The last value need not have a line end yet.
         if any(map(_says_unlock, lines)) or _says_unlock(rest):
