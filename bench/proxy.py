@@ -258,19 +258,6 @@ def measure_sshd(rounds: int, tools: Tools, real: Proxy, ours: Proxy, directory:
     return results
 
 
-def show(results: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="annexshell as a proxy, medians")
-    for column in ("what", "unit", "against", "theirs", "annexshell", "ratio", "budget", "met"):
-        table.add_column(column, justify="left" if column in ("what", "unit", "against") else "right")
-    for row in results:
-        values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values())
-        table.add_row(*values)
-    Console(width=120).print(table)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often each row is measured (default 5)")
@@ -288,7 +275,7 @@ def main() -> int:
         for row in results:
             print(json.dumps(row))
     else:
-        show(results)
+        stdio.show(results, "annexshell as a proxy")
     return 0 if all(row["met"] for row in results) else 1
 
 

@@ -257,17 +257,16 @@ def measure(rounds: int, large_size: int, real: Workload, ours: Workload) -> lis
     return results
 
 
-def show(results: list[dict[str, object]]) -> None:
+def show(results: list[dict[str, object]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="annexshell against git-annex-shell, medians")
-    for column in ("what", "unit", "git-annex", "annexshell", "ratio", "budget", "met"):
-        table.add_column(column, justify="left" if column in ("what", "unit") else "right")
+    table = Table(title=f"{title}, medians")
+    for column, value in results[0].items():
+        table.add_column(column, justify="left" if isinstance(value, str) and column != "budget" else "right")
     for row in results:
-        values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values())
-        table.add_row(*values)
-    Console(width=110).print(table)
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=120).print(table)
 
 
 def main() -> int:
@@ -287,7 +286,7 @@ def main() -> int:
         for row in results:
             print(json.dumps(row))
     else:
-        show(results)
+        show(results, "annexshell against git-annex-shell")
     return 0 if all(row["met"] for row in results) else 1
 
 

@@ -317,6 +317,16 @@ class NodeThread:
         return 0
 
 
+@pytest.fixture(scope="module")
+def proxy_template(tmp_path_factory: pytest.TempPathFactory) -> Proxy:
+    return Proxy(tmp_path_factory.mktemp("proxy") / "proxy")
+
+
+@pytest.fixture
+def proxy(proxy_template: Proxy, tmp_path: Path) -> Proxy:
+    return proxy_template.copy_to(tmp_path / "proxy")
+
+
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Threads in place of ssh processes; that each was hung up on, and none met what it did not expect."""

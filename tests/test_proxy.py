@@ -246,7 +246,10 @@ class TestConnections:
         [
             (lambda link: None, "closed the connection before it greeted"),
             (lambda link: link.say(b"Welcome\n"), "does not speak the protocol; its first line was: 'Welcome'"),
-            (lambda link: link.greet(uuid=OTHER), f"expected repository UUID {NODE} but found UUID {OTHER}"),
+            (
+                lambda link: link.say(b"AUTH-SUCCESS %s\n" % OTHER),
+                f"expected repository UUID {NODE} but found UUID {OTHER}",
+            ),
             (lambda link: (link.say(b"AUTH-SUCCESS %s\n" % NODE), link.line()), "lost the connection"),
         ],
     )

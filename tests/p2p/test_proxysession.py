@@ -29,12 +29,14 @@ from tests.proxying import (
     RealNode,
     Session,
     nodes,
+    proxy,
+    proxy_template,
     set_config,
     write_branch,
 )
 from tests.shell import Result, Shell, make_annex
 
-__all__ = ["nodes"]
+__all__ = ["nodes", "proxy", "proxy_template"]
 
 SCENARIOS = vectors.load("proxy-scenarios")
 UUIDS = {name: UUID(uuid.encode()) for name, uuid in SCENARIOS["uuids"].items()}
@@ -303,16 +305,6 @@ def answering(*answers: bytes) -> Any:
         link.wait_for_end()
 
     return play
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Proxy:
-    return Proxy(tmp_path_factory.mktemp("proxy") / "proxy")
-
-
-@pytest.fixture
-def proxy(template: Proxy, tmp_path: Path) -> Proxy:
-    return template.copy_to(tmp_path / "proxy")
 
 
 @pytest.mark.parametrize(
