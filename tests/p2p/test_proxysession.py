@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -441,7 +442,8 @@ def test_what_makes_no_sense_ends_the_session(
     nodes.scripts = [answering()]
     with Session.start(proxy.target()) as session:
         session.open(version)
-        session.say(said)
+        with suppress(BrokenPipeError):  # it may have had enough before the end of an overlong line
+            session.say(said)
         session.say_no_more()
         assert session.rest() == heard
         session.join()
