@@ -127,6 +127,10 @@ class Repository(ABC):
         """
         return min(highest, self.protocol_version)
 
+    def is_alive(self) -> bool:
+        """Whether something can still be asked, as far as that shows without asking, and between two requests."""
+        return self.usable
+
     @abstractmethod
     def checkpresent(self, key: Key) -> bool:
         """Whether the whole content is there. Raises RepositoryError when that cannot be told.

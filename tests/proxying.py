@@ -268,6 +268,7 @@ class Nodes:
     def __init__(self) -> None:
         self.scripts: list[Callable[[Link], object]] = []
         self.links: list[Link] = []
+        self.threads: list[threading.Thread] = []
         self.open = 0  # connections that the proxy did not close
         self.failures: list[BaseException] = []
 
@@ -293,6 +294,7 @@ class NodeThread:
         self._script = script
         self._thread = threading.Thread(target=self._run, daemon=True)
         nodes.links.append(self.link)
+        nodes.threads.append(self._thread)
         nodes.open += 1
         self._thread.start()
 

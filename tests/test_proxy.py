@@ -19,7 +19,20 @@ from annexshell.remotes.ssh import SshRepository
 from annexshell.uuid import UUID
 from tests import vectors
 from tests.leftovers import left_open
-from tests.proxying import CLUSTER, NODE, OTHER, OWN, Nodes, Proxy, RealNode, Session, nodes, set_config, write_branch
+from tests.proxying import (
+    CLUSTER,
+    NODE,
+    OTHER,
+    OWN,
+    Link,
+    Nodes,
+    Proxy,
+    RealNode,
+    Session,
+    nodes,
+    set_config,
+    write_branch,
+)
 from tests.shell import Shell, git, make_annex
 
 __all__ = ["nodes"]
@@ -230,11 +243,29 @@ class TestConnections:
             b"git-annex-shell 'p2pstdio' '/x' '%s' --uuid %s" % (OWN, NODE),
         ]
 
+    def test_a_connection_that_ended_between_requests_is_opened_again(
+        self, target: ProxiedRepository, nodes: Nodes
+    ) -> None:
+        def answer(link: Link) -> None:
+            link.greet()
+            link.line()
+            link.say(b"SUCCESS\n")
+
+        nodes.scripts = [answer]
+        target.agree(4)
+        for _ in range(3):
+            assert target.checkpresent(KEY)
+            nodes.threads[-1].join()
+        assert len(nodes.links) == 3
+
     def test_a_connection_opened_again_does_not_speak_a_higher_version(
         self, target: ProxiedRepository, nodes: Nodes
     ) -> None:
         """The client's version stays what it was."""
-        nodes.scripts = [lambda link: link.greet(1), lambda link: (link.greet(4), link.wait_for_end())]
+        nodes.scripts = [
+            lambda link: (link.greet(1), link.line()),
+            lambda link: (link.greet(4), link.wait_for_end()),
+        ]
         assert target.agree(4) == 1
         with pytest.raises(RemoteUnavailable):
             target.checkpresent(KEY)

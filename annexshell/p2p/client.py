@@ -140,6 +140,9 @@ class P2PRepository(Repository):
 
     # What a Repository does.
 
+    def is_alive(self) -> bool:
+        return self.usable and self._connection.is_quiet
+
     def checkpresent(self, key: Key) -> bool:
         return self.outcome("CHECKPRESENT", self.ask(m.CheckPresent(key))).done
 

@@ -132,6 +132,14 @@ class Connection:
         """Whether there is input that poll() does not know of."""
         return self._start < len(self._buffer)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing came, not even the end, that was not read yet."""
+        poll = select.poll()
+        poll.register(self.write_fd, 0)  # whether the peer still reads from a pipe is told at the other
+        poll.register(self.read_fd, select.POLLIN)  # in this order: they can be the same
+        return not self.has_read_ahead and not poll.poll(0)
+
     def readinto(self, view: memoryview) -> int:
         """Content bytes that follow a DATA message: those read ahead first. 0 at end of file."""
         ahead = len(self._buffer) - self._start
