@@ -36,6 +36,9 @@ class Source(ABC):
         """
         return None
 
+    def skip(self, count: int) -> None:
+        """COUNT bytes were taken from the file itself."""
+
     def splice(self, out: int, count: int) -> int | None:
         """Let the kernel move up to COUNT bytes to the descriptor OUT, and say how many, 0 at the end.
 
@@ -61,6 +64,9 @@ class FileSource(Source):
 
     def file(self) -> tuple[int, int] | None:
         return (self._fd, self._offset) if self._frozen else None
+
+    def skip(self, count: int) -> None:
+        self._offset += count
 
 
 class BytesSource(Source):
@@ -95,7 +101,9 @@ def to_descriptor(source: Source, length: int, out: int, wait: Callable[[], None
     sent = None if place is None else _sendfile(out, *place, length, wait)
     if sent is None:
         _move(source, length, out, wait)
-    elif sent < length:
+        return
+    source.skip(sent)
+    if sent < length:
         raise ShortSource("the file became shorter while it was sent")
 
 

@@ -165,6 +165,15 @@ def test_content_goes_through_a_pipe(kind, file):
     assert b"".join(parts) == DATA[5:]
 
 
+@pytest.mark.parametrize("kind", range(4))
+def test_what_comes_next_is_what_was_not_sent_yet(kind, file, out):
+    source = sources(file, 5)[kind]
+    relay.to_descriptor(source, 1000, out)
+    relay.to_descriptor(source, 500, out)
+    assert collected(source, 10) == DATA[1505:1515]
+    assert content(out) == DATA[5:1505]
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_descriptor_that_appends_is_written_to(frozen, file, tmp_path):
     path = tmp_path / "appended"
