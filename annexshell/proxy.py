@@ -152,13 +152,13 @@ class ProxiedRepository(Repository):
         return self.protocol_version
 
     def _connected(self) -> Repository:
+        if self._node is not None and not self._node.is_alive():
+            self._disconnect()  # it has ended since it was last asked
         if self._node is None:
             # At the client's version, also when it is opened again: what follows content differs between versions.
             highest = self.protocol_version
             self._node = open_remote(self.local.repo, self.remote, self.uuid, highest, self.patience)
         return self._node
-
-    # For the exchanges too.
 
     def __enter__(self) -> Repository:
         return self._connected()
@@ -166,6 +166,10 @@ class ProxiedRepository(Repository):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """After a request or an exchange: close a connection that is out of step."""
         if self._node is not None and not self._node.usable:
             self._disconnect()
 
@@ -254,11 +258,12 @@ class _ProxiedLock(ContentLock):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._repository:
-            try:
-                self._lock.__exit__(kind, error, trace)
-            except RemoteUnavailable as reason:
-                log.warn(f"cannot unlock: {reason}")  # to which the protocol has no answer
+        try:
+            self._lock.__exit__(kind, error, trace)
+        except RemoteUnavailable as reason:
+            log.warn(f"cannot unlock: {reason}")  # to which the protocol has no answer
+        finally:
+            self._repository.settle()
 
 
 class _ProxiedContent(Content):
@@ -280,11 +285,12 @@ class _ProxiedContent(Content):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._repository:
-            try:
-                self._content.__exit__(kind, error, trace)
-            except RemoteUnavailable as reason:
-                log.debug(str(reason))
+        try:
+            self._content.__exit__(kind, error, trace)
+        except RemoteUnavailable as reason:
+            log.debug(str(reason))
+        finally:
+            self._repository.settle()
 
 
 class _ProxiedUpload(Upload):
@@ -308,11 +314,12 @@ class _ProxiedUpload(Upload):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._repository:
-            try:
-                self._upload.__exit__(kind, error, trace)
-            except AnnexshellError as reason:
-                log.debug(str(reason))
+        try:
+            self._upload.__exit__(kind, error, trace)
+        except AnnexshellError as reason:
+            log.debug(str(reason))
+        finally:
+            self._repository.settle()
 
 
 def _text(description: bytes) -> str:

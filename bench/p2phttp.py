@@ -241,7 +241,7 @@ def main() -> int:
         ours = Load(stdio.our_program(directory), program, directory / "ours.git", mine)
         servers = {load.uuid: parts.enter_context(load.serve()) for load in (real, ours)}
         results = stdio.measure(options.rounds, rows(servers, options.large * MIB), real, ours)
-    return stdio.report(results, "annexshell p2phttp against git annex p2phttp, medians", as_json=options.json)
+    return stdio.report(results, "annexshell p2phttp against git annex p2phttp", as_json=options.json)
 
 
 if __name__ == "__main__":

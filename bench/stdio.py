@@ -270,13 +270,12 @@ def show(results: list[dict[str, object]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title)
-    for column in ("what", "unit", "git-annex", "annexshell", "ratio", "budget", "met"):
-        table.add_column(column, justify="left" if column in ("what", "unit") else "right")
+    table = Table(title=f"{title}, medians")
+    for column, value in results[0].items():
+        table.add_column(column, justify="left" if isinstance(value, str) and column != "budget" else "right")
     for row in results:
-        values = (f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values())
-        table.add_row(*values)
-    Console(width=110).print(table)
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=120).print(table)
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -306,7 +305,7 @@ def main() -> int:
         real = Workload(program, program, directory / "real.git")
         ours = Workload(our_program(directory), program, directory / "ours.git")
         results = measure(options.rounds, rows(options.large * MIB), real, ours)
-    return report(results, "annexshell against git-annex-shell, medians", as_json=options.json)
+    return report(results, "annexshell against git-annex-shell", as_json=options.json)
 
 
 if __name__ == "__main__":

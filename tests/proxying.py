@@ -268,6 +268,7 @@ class Nodes:
     def __init__(self) -> None:
         self.scripts: list[Callable[[Link], object]] = []
         self.links: list[Link] = []
+        self.threads: list[threading.Thread] = []
         self.open = 0  # connections that the proxy did not close
         self.failures: list[BaseException] = []
 
@@ -293,6 +294,7 @@ class NodeThread:
         self._script = script
         self._thread = threading.Thread(target=self._run, daemon=True)
         nodes.links.append(self.link)
+        nodes.threads.append(self._thread)
         nodes.open += 1
         self._thread.start()
 
@@ -315,6 +317,16 @@ class NodeThread:
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive(), "the node does not end"
         return 0
+
+
+@pytest.fixture(scope="module")
+def proxy_template(tmp_path_factory: pytest.TempPathFactory) -> Proxy:
+    return Proxy(tmp_path_factory.mktemp("proxy") / "proxy")
+
+
+@pytest.fixture
+def proxy(proxy_template: Proxy, tmp_path: Path) -> Proxy:
+    return proxy_template.copy_to(tmp_path / "proxy")
 
 
 @pytest.fixture

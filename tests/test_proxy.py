@@ -290,6 +290,21 @@ class TestConnections:
             b"git-annex-shell 'p2pstdio' '/x' '%s' --uuid %s" % (OWN, NODE),
         ]
 
+    def test_a_connection_that_ended_between_requests_is_opened_again(
+        self, target: ProxiedRepository, nodes: Nodes
+    ) -> None:
+        def answer(link: Link) -> None:
+            link.greet()
+            link.line()
+            link.say(b"SUCCESS\n")
+
+        nodes.scripts = [answer]
+        target.agree(4)
+        for _ in range(3):
+            assert target.checkpresent(KEY)
+            nodes.threads[-1].join()
+        assert len(nodes.links) == 3
+
     def test_a_connection_opened_again_does_not_speak_a_higher_version(
         self, target: ProxiedRepository, nodes: Nodes
     ) -> None:
@@ -378,7 +393,10 @@ class TestConnections:
         [
             (lambda link: None, "closed the connection before it greeted"),
             (lambda link: link.say(b"Welcome\n"), "does not speak the protocol; its first line was: 'Welcome'"),
-            (lambda link: link.greet(uuid=OTHER), f"expected repository UUID {NODE} but found UUID {OTHER}"),
+            (
+                lambda link: link.say(b"AUTH-SUCCESS %s\n" % OTHER),
+                f"expected repository UUID {NODE} but found UUID {OTHER}",
+            ),
             (lambda link: (link.say(b"AUTH-SUCCESS %s\n" % NODE), link.line()), "lost the connection"),
         ],
     )

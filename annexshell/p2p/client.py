@@ -53,12 +53,12 @@ class P2PRepository(Repository):
         self.name = name
         self.usable = True  # in step with the peer
         self.uuid = self._greeting()
-        self.rules = VERSIONS[0]
-        self._negotiate(highest)
-        self.protocol_version = self.rules.number
         if expected is not None and self.uuid != expected:
             self.usable = False
             raise RemoteUnavailable(f"{name}: expected repository UUID {expected} but found UUID {self.uuid}")
+        self.rules = VERSIONS[0]
+        self._negotiate(highest)
+        self.protocol_version = self.rules.number
 
     def _greeting(self) -> UUID:
         line = self._read_line()

@@ -15,6 +15,7 @@ from annexshell.annex import branchref, commit, git, journal
 from annexshell.errors import RepositoryError
 from annexshell.key import Key
 from tests.annex.branches import HERE, KEY, LOG, REF, THERE, Annex, descriptors, line
+from tests.annex.deaths import die_at
 
 JOURNALED = LOG.replace("/", "_")
 UUIDS = HERE + b" x timestamp=1s\n"
@@ -459,33 +460,8 @@ DEADLY = [
 ]
 
 
-def die_at(point):
-    """Make this process die by SIGKILL at a point of :data:`DEADLY`."""
-
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if point[0] == "git":
-        run = git.output
-
-        def output(repo, *arguments, **how):
-            if arguments[0] == point[1]:
-                die()
-            return run(repo, *arguments, **how)
-
-        git.output = output
-        return
-    function, count = getattr(os, point[1]), 0
-
-    def counted(*arguments):
-        nonlocal count
-        # Only those that are after the ref was moved.
-        count += b"/journal/" in arguments[0] or b"othertmp/index" in arguments[0]
-        if count == point[2]:
-            die()
-        return function(*arguments)
-
-    setattr(os, point[1], counted)
+# Of the renames and removals, only those are meant that come after the ref was moved.
+PATHS = (b"/journal/", b"othertmp/index")
 
 
 @pytest.mark.parametrize("point", DEADLY, ids=str)
@@ -502,7 +478,7 @@ def test_sigkill_loses_nothing(annex, point, push_after):
     child = os.fork()
     if child == 0:
         try:
-            die_at(point)
+            die_at(point, *PATHS)
             annex.commit()
         finally:
             os._exit(1)

@@ -23,6 +23,7 @@ from annexshell.errors import RepositoryError, TemporaryFailure
 from annexshell.key import Key
 from tests import vectors
 from tests.annex.branches import HERE, LOG, REF, THERE, Annex, descriptors, line
+from tests.annex.deaths import die_at
 from tests.annex.test_commit import executable, in_step, index, no_rubbish
 from tests.vectors import to_bytes
 
@@ -674,32 +675,7 @@ DEADLY = [
 ]
 
 
-def die_at(point):
-    """Make this process die by SIGKILL at a point of :data:`DEADLY`."""
-
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if point[0] == "git":
-        run = git.output
-
-        def output(repo, *arguments, **how):
-            if arguments[0] == point[1]:
-                die()
-            return run(repo, *arguments, **how)
-
-        git.output = output
-        return
-    function, count = getattr(os, point[1]), 0
-
-    def counted(*arguments):
-        nonlocal count
-        count += any(part in arguments[0] for part in (b"/journal/", b"othertmp/index", b"othertmp/mergedrefs"))
-        if count == point[2]:
-            die()
-        return function(*arguments)
-
-    setattr(os, point[1], counted)
+PATHS = (b"/journal/", b"othertmp/index", b"othertmp/mergedrefs")
 
 
 @pytest.mark.parametrize("point", DEADLY, ids=str)
@@ -710,7 +686,7 @@ def test_sigkill_loses_nothing(annex, point, then):
     annex.push({LOG: line(100, 1, HERE) + line(95, 1, b"pushed"), "uuid.log": UUIDS})
 
     def deadly():
-        die_at(point)
+        die_at(point, *PATHS)
         update(annex)
 
     assert forked(deadly) == -signal.SIGKILL
@@ -744,7 +720,7 @@ def test_sigkill_when_the_branch_just_moves(annex, point):
     pushed = push_to(annex, SYNCED, {LOG: line(100, 1, HERE) + line(90, 1, b"synced")})
 
     def deadly():
-        die_at(point)
+        die_at(point, *PATHS)
         update(annex)
 
     assert forked(deadly) == -signal.SIGKILL

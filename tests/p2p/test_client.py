@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -182,7 +183,11 @@ class Scripted:
         heard_fd, self.write_fd = os.pipe()
 
         def speak() -> None:
-            with os.fdopen(heard_fd, "rb") as heard, os.fdopen(write_fd, "wb", buffering=0) as voice:
+            with (
+                suppress(BrokenPipeError),  # who has heard enough hangs up
+                os.fdopen(heard_fd, "rb") as heard,
+                os.fdopen(write_fd, "wb", buffering=0) as voice,
+            ):
                 for number, line in enumerate(lines):
                     if number:
                         heard.readline()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from tests.proxying import (
     RealNode,
     Session,
     nodes,
+    proxy,
+    proxy_template,
     set_config,
     write_branch,
 )
 from tests.shell import Result, Shell, make_annex
 
-__all__ = ["nodes"]
+__all__ = ["nodes", "proxy", "proxy_template"]
 
 SCENARIOS = vectors.load("proxy-scenarios")
 UUIDS = {name: UUID(uuid.encode()) for name, uuid in SCENARIOS["uuids"].items()}
@@ -305,16 +308,6 @@ def answering(*answers: bytes) -> Any:
     return play
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Proxy:
-    return Proxy(tmp_path_factory.mktemp("proxy") / "proxy")
-
-
-@pytest.fixture
-def proxy(template: Proxy, tmp_path: Path) -> Proxy:
-    return template.copy_to(tmp_path / "proxy")
-
-
 @pytest.mark.parametrize(
     ("said", "answers", "last", "logged"),
     OUTCOMES,
@@ -449,7 +442,8 @@ def test_what_makes_no_sense_ends_the_session(
     nodes.scripts = [answering()]
     with Session.start(proxy.target()) as session:
         session.open(version)
-        session.say(said)
+        with suppress(BrokenPipeError):  # it may have had enough before the end of an overlong line
+            session.say(said)
         session.say_no_more()
         assert session.rest() == heard
         session.join()

@@ -17,9 +17,9 @@ import pytest
 from annexshell.errors import Hangup, ProtocolError
 from annexshell.key import Key
 from tests.leftovers import left_open
-from tests.proxying import NODE, Client, Link, Nodes, Proxy, RealNode, Session, nodes
+from tests.proxying import NODE, Client, Link, Nodes, Proxy, RealNode, Session, nodes, proxy, proxy_template
 
-__all__ = ["nodes"]
+__all__ = ["nodes", "proxy", "proxy_template"]
 
 CONTENT = bytes(range(256)) * 10
 LARGE = b"0123456789abcdef" * (200 << 6)  # 200 KiB
@@ -36,16 +36,6 @@ SIZED = Key(b"WORM-s%d-m1--sized" % len(CONTENT))
 UNSIZED = Key(b"WORM-m1--unsized")
 KEYS = [HASHED, UNSIZED_HASHED, SIZED, UNSIZED]
 VERSIONS = [0, 1, 4]
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Proxy:
-    return Proxy(tmp_path_factory.mktemp("proxy") / "proxy")
-
-
-@pytest.fixture
-def proxy(template: Proxy, tmp_path: Path) -> Proxy:
-    return template.copy_to(tmp_path / "proxy")
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ KEY = sha256_key(DATA)
 
 @pytest.fixture
 def proxy(tmp_path, clean_environment):
-    return GitRepository(os.fsencode(Local(tmp_path / "proxy").path))
+    repo = GitRepository(os.fsencode(Local(tmp_path / "proxy").path))
+    assert repo.uuid  # so that git, which reads the config, is waited for
+    return repo
 
 
 @pytest.fixture

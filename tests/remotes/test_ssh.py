@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,28 +15,12 @@ from annexshell.remotes import ssh as ssh_module
 from annexshell.remotes.patience import Patience
 from annexshell.remotes.remote import Ssh
 from annexshell.remotes.ssh import SshRepository, open_ssh
-from tests.leftovers import left_open
 from tests.remotes.sshremotes import OWN, TARGET, FakeSsh, make_repository, remote_at
 
 KEY = Key(b"WORM-s3-m4--name")
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = left_open()
-    yield
-    assert left_open() <= before
-
-
-@pytest.fixture
-def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
-    fake = FakeSsh(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{fake.directory}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SSH_LOG", str(fake.log))
-    monkeypatch.setenv("FAKE_UUID", TARGET.decode())
-    for name in ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ANNEX_USE_GIT_SSH", "SSH_ORIGINAL_COMMAND"):
-        monkeypatch.delenv(name, raising=False)
-    return fake
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.fixture

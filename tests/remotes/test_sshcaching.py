@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,25 +20,12 @@ from annexshell.annex.gitrepo import GitRepository
 from annexshell.remotes import sshcaching
 from annexshell.remotes.remote import Ssh
 from annexshell.remotes.sshcaching import ControlSocket, Turn, socket_for, socket_name, stop_unused
-from tests.leftovers import left_open
 from tests.remotes.sshremotes import FakeSsh, make_repository
 
 HOST = Ssh(b"host", None, b"/x")
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = left_open()
-    yield
-    assert left_open() <= before
-
-
-@pytest.fixture
-def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSsh:
-    fake = FakeSsh(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{fake.directory}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SSH_LOG", str(fake.log))
-    return fake
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.fixture
