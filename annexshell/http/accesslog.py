@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     user: bytes | None
     method: str
     target: str
-    protocol: str
+    protocol: str  # of what was no request, this and the two before it are empty
     status: int
     received: int  # bytes of the request's body
     sent: int  # and of the answer's
@@ -58,7 +58,9 @@ class Entry(NamedTuple):
 def combined(entry: Entry) -> bytes:
     """As Apache's and nginx's format of that name."""
     user = "-" if entry.user is None else _escaped(entry.user.decode("utf-8", "surrogateescape"))
-    request = f"{_escaped(entry.method)} {_escaped(without_secrets(entry.target))} {entry.protocol}"
+    request = "-"
+    if entry.protocol:
+        request = f"{_escaped(entry.method)} {_escaped(without_secrets(entry.target))} {entry.protocol}"
     return (
         f"{_escaped(entry.remote or '-')} - {user.replace(' ', '_') or '-'} [{_date(int(entry.time))}]"
         f' "{request}" {entry.status} {entry.sent}'
@@ -73,9 +75,9 @@ def as_json(entry: Entry) -> bytes:
         "time": moment.replace("+00:00", "Z"),
         "remote": entry.remote,
         "user": None if entry.user is None else entry.user.decode("utf-8", "backslashreplace"),
-        "method": _text(entry.method),
-        "target": _text(without_secrets(entry.target)),
-        "protocol": entry.protocol,
+        "method": _text(entry.method) or None,
+        "target": _text(without_secrets(entry.target)) or None,
+        "protocol": entry.protocol or None,
         "status": entry.status,
         "received": entry.received,
         "sent": entry.sent,

@@ -53,7 +53,14 @@ _TICK = 0.02  # seconds between looks at whether all is over
 class Server(web.Server):
     """Makes the connections, MOST of them at a time."""
 
-    def __init__(self, handler: Handler, *, most: int | None = None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        on_nonsense: Callable[[web.BaseRequest, web.StreamResponse], None] = lambda request, response: None,
+        most: int | None = None,
+    ) -> None:
+        """ON_NONSENSE gets to know of what was no request, and how that was answered."""
         super().__init__(
             self._answer,
             handler_cancellation=True,
@@ -64,6 +71,7 @@ class Server(web.Server):
             access_log=None,
         )
         self._handler = handler
+        self.on_nonsense = on_nonsense
         self._listening: list[asyncio.AbstractServer] = []
         self._is_ending = False
         # By default half of what can be opened: the rest is for what the requests need.
@@ -178,6 +186,18 @@ class Connection(RequestHandler):
         request = self._current_request
         if isinstance(error, _ErrInfo) and request is not None and not request.content.is_eof():
             request.content.set_exception(error.exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        response = super().handle_error(request, status, exc, message)
+        if isinstance(exc, HttpProcessingError) and status != 500:  # which would be about a request that makes sense
+            self._server.on_nonsense(request, response)
+        return response
 
     def log_exception(self, *message: Any, exc_info: object = None, **_: Any) -> None:
         if isinstance(exc_info, HttpProcessingError):

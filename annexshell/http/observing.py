@@ -50,10 +50,22 @@ NOBODY = Watch()
 class Observation:
     """A request that is going on."""
 
-    __slots__ = ("_request", "_told_sent", "action", "began", "length", "received", "sent", "status", "time")
+    __slots__ = (
+        "_request",
+        "_told_sent",
+        "action",
+        "began",
+        "length",
+        "makes_sense",
+        "received",
+        "sent",
+        "status",
+        "time",
+    )
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, *, makes_sense: bool = True) -> None:
         self._request = request
+        self.makes_sense = makes_sense  # if not, nothing of the request is as it came
         found = _ACTION.match(request.raw_path)
         self.action = found[1] if found and found[1] in ACTIONS else OTHER
         self.time = time.time()
@@ -148,6 +160,13 @@ class Observer:
 
         return observed
 
+    def on_nonsense(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """What came was no request, which REQUEST stands for, and was refused."""
+        if self._log is not None or self._metrics is not None:
+            observation = Observation(request, makes_sense=False)
+            observation.sent = response.content_length or 0
+            self._ended(request, observation, response.status)
+
     def committed(self, done: bool) -> None:
         """The journal of a repository was committed, or could not be."""
         if self._metrics is not None:
@@ -183,13 +202,14 @@ class Observer:
     ) -> Entry:
         headers = request.headers
         login = headers.get("Authorization")
+        version = request.version
         return Entry(
             time=observation.time,
             remote=self._client(request),
             user=None if login is None else self._gate.user(login, request.secure),
-            method=request.method,
-            target=request.raw_path,
-            protocol=f"HTTP/{request.version.major}.{request.version.minor}",
+            method=request.method if observation.makes_sense else "",
+            target=request.raw_path if observation.makes_sense else "",
+            protocol=f"HTTP/{version.major}.{version.minor}" if observation.makes_sense else "",
             status=status,
             received=observation.received,
             sent=observation.sent,

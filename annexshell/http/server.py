@@ -179,7 +179,7 @@ async def serving(
             "repositories": ("Repositories that are open.", lambda: len(sessions)),
         }
         await observer.start(gauges, place)
-        server = Server(observer.before(answer))
+        server = Server(observer.before(answer), on_nonsense=observer.on_nonsense)
         parts.push_async_callback(server.end, limits.grace)
         for listening in sockets:
             await server.listen(listening, tls)

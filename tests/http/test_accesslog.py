@@ -55,6 +55,13 @@ def test_the_combined_format_is_that_of_other_web_servers():
     assert b' "http://here/" ' in combined(named)
 
 
+def test_what_was_no_request():
+    entry = ENTRY._replace(method="", target="", protocol="", status=400)
+    assert b' "-" 400 6 "-"' in combined(entry)
+    found = json.loads(as_json(entry))
+    assert found["method"] is found["target"] is found["protocol"] is None
+
+
 def test_json_has_everything():
     assert json.loads(as_json(ENTRY)) == {
         "time": "1970-01-01T00:23:14.250Z",

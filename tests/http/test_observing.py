@@ -345,6 +345,55 @@ def test_a_client_that_goes_is_logged(watched: Watched):
     assert (entry["status"], entry["received"], entry["sent"], entry["complete"]) == (499, 3, 0, False)
 
 
+@pytest.mark.parametrize("shape", ["plain", "tls"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"what?\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET /" + b"x" * 100_000,
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
+    ],
+)
+def test_what_is_no_request_is_logged_and_counted(open_watched: Callable[..., Watched], shape: str, data: bytes):
+    watched = open_watched(shape=shape)
+    with watched.door.socket() as connection:
+        connection.sendall(data)
+        head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 Bad Request\r\n")
+    (entry,) = watched.entries(1)
+    assert [entry[name] for name in ("method", "target", "protocol", "agent", "user")] == [None] * 5
+    assert (entry["remote"], entry["status"], entry["complete"]) == ("127.0.0.1", 400, True)
+    assert (entry["received"], entry["sent"]) == (0, len(body))
+    numbers = watched.numbers()
+    assert numbers.of("requests_total", action="other", status="400") == 1
+    assert numbers.of("sent_bytes_total") == len(body)
+    assert numbers.of("running_requests") == 0
+
+
+def test_a_request_before_nonsense_is_logged_as_ever(watched: Watched):
+    request = f"POST {CHECK} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()
+    with watched.door.socket() as connection:
+        connection.sendall(request)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK\r\n")
+        connection.sendall(b"what?\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.0 400 Bad Request\r\n")
+        assert connection.recv(1) == b""
+    assert [(entry["method"], entry["status"]) for entry in watched.entries(2)] == [("POST", 200), (None, 400)]
+
+
+def test_a_body_that_makes_no_sense_is_logged_with_its_request(watched: Watched):
+    with closing(watched.door.connect()) as connection:
+        connection.send_head("POST", target("put", key=key_of(b"12345")), {"X-git-annex-data-length": "5"}, [])
+        connection.send_chunk(b"123")
+        wait_until(lambda: watched.numbers().of("received_bytes_total") == 3)
+        connection.send(b"what?\r\n")
+        assert connection.answer().status == 400
+        assert connection.sock is None or connection.sock.recv(1) == b""
+    watched.door.ask("GET", "/after")
+    assert [(entry["method"], entry["status"]) for entry in watched.entries(2)] == [("POST", 400), ("GET", 404)]
+
+
 def test_content_that_is_not_valid_to_its_end_is_logged(watched: Watched, place: Place):
     key = place.store(key_of(HUGE), HUGE)
     path = place.object(key)
