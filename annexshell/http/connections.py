@@ -85,7 +85,11 @@ class Server(web.Server):
     def begins(self, connection: Connection) -> None:
         if len(self._here) >= self._most:
             # Somebody is doing this to us, or this is the least harm that can be done.
-            (min(self._idle(), key=lambda other: other.since, default=connection)).abort()
+            least = min(self._idle(), key=lambda other: other.since, default=connection)
+            least.abort()
+            self._here.discard(least)  # at once: there may be more to come before it notices that it has ended
+            if least is connection:
+                return
         self._here.add(connection)
         if self._timer is None:
             self._timer = self._loop.call_later(PERIOD, self._look)
@@ -147,6 +151,12 @@ class Server(web.Server):
             await asyncio.sleep(_TICK)
 
 
+def explain(reason: Exception) -> str:
+    """What is wrong with a request, in one line, without what came."""
+    text: str = getattr(reason, "message", "") or str(reason)
+    return text.partition("\n")[0].partition(": b")[0].rstrip(":")
+
+
 class Connection(RequestHandler):
     """One client's connection."""
 
@@ -194,14 +204,18 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        response = super().handle_error(request, status, exc, message)
-        if isinstance(exc, HttpProcessingError) and status != 500:  # which would be about a request that makes sense
-            self._server.on_nonsense(request, response)
+        if not isinstance(exc, HttpProcessingError) or status == 500:  # so it is about a request that makes sense
+            return super().handle_error(request, status, exc, message)
+        response = super().handle_error(request, status, exc, explain(exc))
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        self._server.on_nonsense(request, response)
         return response
 
     def log_exception(self, *message: Any, exc_info: object = None, **_: Any) -> None:
         if isinstance(exc_info, HttpProcessingError):
             log.debug(f"a request makes no sense: {exc_info.message}")
+        elif isinstance(exc_info, ConnectionError):
+            log.debug(f"a request has ended early: {exc_info}")
         elif isinstance(exc_info, BaseException):
             # As for any other of our programs: what is wrong with us is told in one line, unless somebody wants more.
             log.error(f"internal error: {type(exc_info).__name__}: {exc_info}; --debug shows where")

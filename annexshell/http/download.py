@@ -146,33 +146,40 @@ async def send(request: web.BaseRequest, opened: Opened, transfer: Callable[[], 
         return web.Response(status=opened.status, headers=opened.headers | {"Content-Length": str(opened.length)})
     if opened.status == 304 or len(opened.data) == opened.length:
         return web.Response(status=opened.status, body=opened.data, headers=opened.headers)
-    response = await _prepared(request, opened)
+    response = _response(opened)
+    await _begin_to_send(response, request)
     await response.write(opened.data)
     _cut(request.transport)
     raise ConnectionResetError("the content was not valid to its end")
 
 
-async def _prepared(request: web.BaseRequest, opened: Opened) -> web.StreamResponse:
+def _response(opened: Opened) -> web.StreamResponse:
     response = web.StreamResponse(status=opened.status, headers=opened.headers)
     response.content_length = opened.length
+    return response
+
+
+async def _begin_to_send(response: web.StreamResponse, request: web.BaseRequest) -> None:
+    """Send the headers, after which there can be no other answer any more."""
     await response.prepare(request)
     observation = observing.of(request)
-    observation.status, observation.length = response.status, opened.length
-    return response
+    observation.status, observation.length = response.status, response.content_length or 0
 
 
 async def _send_large(request: web.BaseRequest, opened: Opened, transfer: Callable[[], Slot]) -> web.StreamResponse:
     with ExitStack() as parts:
         parts.callback(aside, opened.close)
-        slot = transfer()  # before anything is said, as it can be refused
-        parts.callback(slot.give_up)
-        response = await _prepared(request, opened)
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client is gone")
-        await _flushed(transport)
+        # Before anything is said, as there may be none to be had.
+        slot = transfer()
+        parts.callback(slot.give_up)
+        response = _response(opened)
         sink = _Socket(transport) if transport.get_extra_info("sslcontext") is None else _Stream(response)
         parts.callback(sink.close)
+        await _begin_to_send(response, request)
+        await _flushed(transport)
         observation = observing.of(request)
         future = slot.start(lambda: _send(opened, sink, observation))
         parts.pop_all()  # it is all the thread's now
