@@ -18,6 +18,7 @@ from annexshell import log
 from annexshell.annex.repository import clock
 from annexshell.errors import (
     AnnexshellError,
+    NameTooLong,
     NotLocked,
     NotPresent,
     PeerError,
@@ -71,7 +72,7 @@ class Door:
             api = routes.parse(request.method, request.raw_path, request.headers)
             header, over_tls = request.headers.get("Authorization"), request.secure
             slow = self._gate.is_slow(header, over_tls)
-            served = self._repositories.at_hand(api.uuid) or await self._repositories.find(api.uuid)
+            served = self._repositories.at_hand(api.uuid) or await self._found(api)
             if served is None:
                 raise Refusal(404)
             authorize = partial(self._gate.access, api.action.kind, header, over_tls, api.uuid)
@@ -92,6 +93,10 @@ class Door:
             asker.go()  # whatever thread works for it
             raise
 
+    async def _found(self, api: ApiRequest) -> Served | None:
+        is_fallback = api.version is not None and api.version < a.HIGHEST
+        return await self._repositories.find(api.uuid, is_fallback=is_fallback)
+
     async def _ask(
         self, api: ApiRequest, served: Served, question: Callable[[Repository], T], *, changes: bool = False
     ) -> T:
@@ -101,7 +106,7 @@ class Door:
             with session as repository:
                 return question(repository)
 
-        is_quick = api.action.kind is a.Kind.READ and not served.proxied
+        is_quick = api.action.kind is a.Kind.READ and not served.is_elsewhere
         return await self._workers.run(work, waits_for=None if is_quick else api.uuid)
 
     # Short requests.
@@ -133,7 +138,7 @@ class Door:
 
     async def _lockcontent(self, _: web.BaseRequest, api: ApiRequest, served: Served) -> web.Response:
         try:
-            executor = self._workers.waiting_for(api.uuid) if served.proxied else None
+            executor = self._workers.waiting_for(api.uuid) if served.is_elsewhere else None
             lockid = await self._locks.acquire(api.uuid, self._sessions.lockcontent(api, served), executor)
         except (NotLocked, NotPresent) as reason:
             log.debug(f"lockcontent {api.key}: {reason}")
@@ -152,7 +157,7 @@ class Door:
         if request.method == "HEAD" and served.proxied:
             return await self._head(api, served)
         wanted = download.Wanted(request, api, served, self._sessions.open(api, served))
-        waits_for = api.uuid if served.proxied else None
+        waits_for = api.uuid if served.is_elsewhere else None
         pace = self._sessions.pace_of_get(api, served)
         opened = await self._workers.run(wanted.open, waits_for=waits_for, pace=pace, dispose=download.Opened.close)
         return await download.send(request, opened, lambda: self._workers.transfer((api.uuid, api.action)))

@@ -29,20 +29,20 @@ _ESCAPED = ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b
 class Pace:
     """Of some directories' disks. A ``with`` around what is done directly; for one thread."""
 
-    __slots__ = ("_began", "_clock", "_is_local", "_pause", "_slow_until")
+    __slots__ = ("_began", "_clock", "_pause", "_slow_until", "is_local")
 
     def __init__(
         self, directories: Iterable[bytes], clock: Callable[[], float] = time.monotonic, mounts: str = _MOUNTS
     ) -> None:
         self._clock = clock
-        self._is_local = all(is_local(directory, mounts) for directory in directories)
+        self.is_local = all(is_local(directory, mounts) for directory in directories)
         self._slow_until = self._began = 0.0
         self._pause = 0.0  # the last one; 0 if it has been quick since
 
     @property
     def is_quick(self) -> bool:
         """Whether to do it directly."""
-        return self._is_local and (not self._pause or self._clock() >= self._slow_until)
+        return self.is_local and (not self._pause or self._clock() >= self._slow_until)
 
     def __enter__(self) -> None:
         self._began = self._clock()

@@ -21,6 +21,7 @@ from annexshell.annex.init import check_ownership
 from annexshell.annex.logs import proxy as proxylog
 from annexshell.annex.permissions import Permissions
 from annexshell.errors import AnnexshellError, RepositoryError, TemporaryFailure
+from annexshell.http.pace import Pace
 from annexshell.http.scanning import Found, ScanStopped, check_directory, enclosing_repository, find_repositories
 from annexshell.uuid import NO_UUID, UUID
 
@@ -34,15 +35,21 @@ if TYPE_CHECKING:
     # Of a file: what changes when it is replaced, rewritten, or has its permissions changed. None if it is not there.
     Signature: TypeAlias = tuple[int, ...] | None
 
-SCAN_INTERVAL = 1.0  # seconds
+# Seconds. Long enough that asking for what there is not, again and again, makes no work worth mentioning.
+SCAN_INTERVAL = 0.1
 _JUST_NOW = 0.002  # seconds; who asks may have asked that much earlier
 # Searching never takes more than a fifth of the time, but somebody who adds a repository gets it within a minute.
 _PAUSE_PER_SCAN = 4
 _LONGEST_PAUSE = 60.0
 # How long a request for an unknown uuid may be kept waiting for the next scan to begin.
 _PATIENCE = 1.0
+# Seconds after which a scan is not waited for any more, as of a disk that does not answer.
+_LONGEST_SCAN = 10.0
+# Seconds in which a client that was told 404 comes back with an older version.
+_FALLBACK = 1.0
 # How many git processes run at once while many repositories are looked into.
 _READERS = 4
+_LOOKERS = 32  # threads
 
 _NOTHING_TO_SERVE = "Use the --directory option to specify which git-annex repositories to serve."
 
@@ -50,12 +57,18 @@ _NOTHING_TO_SERVE = "Use the --directory option to specify which git-annex repos
 class Served:
     """A uuid that requests may name, and the repository that they are to be given to."""
 
-    __slots__ = ("proxied", "repo", "uuid")
+    __slots__ = ("pace", "proxied", "repo", "uuid")
 
-    def __init__(self, uuid: UUID, repo: GitRepository, proxied: bool) -> None:
+    def __init__(self, uuid: UUID, repo: GitRepository, pace: Pace, proxied: bool) -> None:
         self.uuid = uuid
         self.repo = repo  # the same object for as long as it is the same repository
+        self.pace = pace  # of REPO's disk
         self.proxied = proxied  # UUID is not REPO's own, but of one that its proxy log says it stands in front of
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it may never answer, where a disk of this machine does."""
+        return self.proxied or not self.pace.is_local
 
 
 class Repositories:
@@ -74,8 +87,11 @@ class Repositories:
         self._closed = False
         # Of its own, for the usual one may be full of requests that wait for slow clients.
         self._threads = ThreadPoolExecutor(_READERS, "repositories")
+        self._lookers = ThreadPoolExecutor(_LOOKERS, "repositories")  # for disks that may not answer
         self._scan: asyncio.Task[None] | None = None
         self._wanted: set[UUID] = set()  # those that the next scan has to look for in proxy logs too
+        self._missed: set[UUID] = set()  # those that the last scan was for
+        self._scanning = 0.0  # on the monotonic clock: when the scan that goes on began
         self._seen = 0.0  # on the monotonic clock: what was there then is known
         self._due = 0.0  # when the next scan may begin
 
@@ -119,17 +135,21 @@ class Repositories:
             return None
         now = time.monotonic()
         if now - entry.looked > _JUST_NOW:
-            signature = entry.current_signature()
+            if not entry.pace.is_quick:
+                return None
+            with entry.pace:
+                signature = entry.current_signature()
             if signature is None or signature != entry.signature:
                 return None
             entry.looked = now
-        return Served(uuid, entry.repo, False)
+        return Served(uuid, entry.repo, entry.pace, False)
 
-    async def find(self, uuid: UUID) -> Served | None:
+    async def find(self, uuid: UUID, *, is_fallback: bool = False) -> Served | None:
         """What serves UUID; None if it is unknown, which may take a second to find out.
 
         An unknown one makes us look again: what was there before the question is found, unless looking takes so long
-        that it cannot be done again already.
+        that it cannot be done again already. IS_FALLBACK: the client may be asking again in other words, as it does
+        four times whenever it is told that there is nothing (spec: http §9.7), and then the first answer stands.
         """
         asked = time.monotonic()
         while True:
@@ -137,47 +157,64 @@ class Repositories:
             served = await self._known(uuid)
             if served is not None or seen >= asked or not self._is_worth_looking():
                 return served
+            if is_fallback and uuid in self._missed and asked - seen < _FALLBACK:
+                return None
             self._wanted.add(uuid)
             if self._scan is None:
                 self._scan = asyncio.ensure_future(self._look_when_due())
             scan = self._scan
             # Others wait for the same one, which does not end when this one's client is gone.
-            await asyncio.wait({scan})
-            if not scan.cancelled():
+            await asyncio.wait({scan}, timeout=_LONGEST_SCAN)
+            if scan.done() and not scan.cancelled():
                 scan.result()
 
     async def _known(self, uuid: UUID) -> Served | None:
         for entry, proxied in ((self._own.get(uuid), False), (self._proxied.get(uuid), True)):
-            if entry is None:
+            if entry is None or entry.repo is None:
                 continue
-            signature = entry.current_signature()
+            signature = await self._signature(entry)
             if signature is None:
                 continue  # it was removed
             if signature != entry.signature and not self._closed:
                 await asyncio.get_running_loop().run_in_executor(self._threads, entry.read)
-            if entry.repo is not None and entry.uuid and (proxied or entry.uuid == uuid):
-                return Served(uuid, entry.repo, proxied)
+            if entry.uuid and (proxied or entry.uuid == uuid):
+                return Served(uuid, entry.repo, entry.pace, proxied)
         return None
+
+    async def _signature(self, entry: _Entry) -> Signature:
+        """The entry's current one, had in a thread where that may take long."""
+        if entry.pace.is_quick:
+            with entry.pace:
+                return entry.current_signature()
+        if self._closed:
+            return entry.signature
+        if entry.looking is None:
+            # One thread for each disk that does not answer, however many ask.
+            looking = asyncio.get_running_loop().run_in_executor(self._lookers, entry.current_signature)
+            entry.looking = looking
+            looking.add_done_callback(lambda _: entry.looked_at())
+        return await asyncio.shield(entry.looking)
 
     def _is_worth_looking(self) -> bool:
         if self._closed:
             return False
+        now = time.monotonic()
         if self._scan is not None:
-            return True
+            return not self._scanning or now - self._scanning < _LONGEST_SCAN
         if self._single is not None:
-            return any(entry.may_have_changed() for entry in self._entries.values())
-        return self._due - time.monotonic() <= max(self._interval, _PATIENCE)
+            return any(not entry.is_local or entry.may_have_changed() for entry in self._entries.values())
+        return self._due - now <= max(self._interval, _PATIENCE)
 
     async def _look_when_due(self) -> None:
         try:
             await asyncio.sleep(max(0.0, self._due - time.monotonic()))
             wanted, self._wanted = self._wanted, set()
-            began = time.monotonic()
+            began = self._scanning = time.monotonic()
             try:
                 await asyncio.get_running_loop().run_in_executor(self._threads, self.look, wanted)
             finally:
                 now = time.monotonic()
-                self._seen = began
+                self._seen, self._missed = began, wanted
                 self._due = now + min(max(self._interval, _PAUSE_PER_SCAN * (now - began)), _LONGEST_PAUSE)
         except ScanStopped:
             pass
@@ -186,6 +223,7 @@ class Repositories:
             log.warn(f"cannot look for new repositories: {reason}")
         finally:
             self._scan = None
+            self._scanning = 0.0
 
     def look(self, wanted: Iterable[UUID] = ()) -> None:
         """Find out what is there now; in the proxy logs only if WANTED are not found elsewhere.
@@ -253,7 +291,8 @@ class Repositories:
     def close(self) -> None:
         """Stop looking. Whoever waits gets to know what is known so far."""
         self._closed = True
-        self._threads.shutdown(wait=False)
+        for threads in (self._threads, self._lookers):
+            threads.shutdown(wait=False)
         if self._scan is not None:
             self._scan.cancel()
 
@@ -276,6 +315,8 @@ class _Entry:
         "_mutex",
         "complaint",
         "looked",
+        "looking",
+        "pace",
         "proxied",
         "repo",
         "signature",
@@ -290,6 +331,8 @@ class _Entry:
         self.repo: GitRepository | None = None
         self.signature: Signature = None  # of the config file, before it was read
         self.looked = 0.0  # on the monotonic clock: when the signature was the current one
+        self.looking: asyncio.Future[Signature] | None = None  # a look that goes on
+        self.pace = Pace(())  # of the disk, for the event loop's thread; once it has a repo
         self.uuid = NO_UUID  # empty if it is not to be served
         self.complaint = ""  # why not, if it looks like somebody wants it to be
         self.proxied: frozenset[UUID] = frozenset()
@@ -323,6 +366,7 @@ class _Entry:
         if self.repo is None:
             repo = GitRepository(self._found.path)
             _ = repo.config
+            self.pace = Pace((self._found.commondir, repo.annexdir, repo.annexdir + b"/objects"))
             self.repo = repo  # now that it has a config: others must not see it without one
         else:
             self.repo.refresh_config()
@@ -340,6 +384,13 @@ class _Entry:
             return all(os.stat(place).st_uid == os.geteuid() for place in places)
         except OSError:
             return False
+
+    @property
+    def is_local(self) -> bool:
+        return self.repo is not None and self.pace.is_local
+
+    def looked_at(self) -> None:
+        self.looking = None
 
     def may_have_changed(self) -> bool:
         return self.current_signature() != self.signature or self.may_proxy_for_others_now()

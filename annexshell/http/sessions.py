@@ -15,7 +15,6 @@ from annexshell.errors import AnnexshellError
 from annexshell.http.api import GET
 from annexshell.http.committer import Committer
 from annexshell.http.download import SMALL
-from annexshell.http.pace import Pace
 from annexshell.proxy import ProxiedRepository, check_can_proxy
 from annexshell.remotes import patience
 from annexshell.uuid import NO_UUID
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.http.api import ApiRequest
+    from annexshell.http.pace import Pace
     from annexshell.http.repositories import Served
     from annexshell.key import Key
     from annexshell.pool import Pool
@@ -44,15 +44,25 @@ class _Shared:
     """
 
     def __init__(self, repo: GitRepository, executor: Executor, committed: Callable[[bool], None]) -> None:
-        self.local = LocalRepository(repo)
-        self.local.share()
-        annexdir = repo.annexdir
-        self.pace = Pace((annexdir, annexdir + b"/objects"))
+        self._repo = repo
+        self._local: LocalRepository | None = None
         self.is_thin = repo.config.get_bool(b"annex.thin")
         self.committer = Committer(self._commit, executor, str(repo.path, "utf-8", "replace"), committed)
+        self._opening = threading.Lock()
         self._mutex = threading.Lock()
         self._users = 0
         self._since = time.monotonic()
+
+    @property
+    def local(self) -> LocalRepository:
+        """Looks at the disk the first time, so it is for threads unless that is quick."""
+        if self._local is None:
+            with self._opening:
+                if self._local is None:
+                    local = LocalRepository(self._repo)
+                    local.share()
+                    self._local = local
+        return self._local
 
     def touch(self) -> None:
         self._since = time.monotonic()
@@ -71,9 +81,10 @@ class _Shared:
 
     def _end(self) -> None:
         try:
-            self.local.abandon()  # the committer has done the rest
+            if self._local is not None:
+                self._local.abandon()  # the committer has done the rest
         except (AnnexshellError, OSError) as reason:
-            log.warn(f"closing {self.local.uuid}: {reason}")
+            log.warn(f"closing {self._repo.uuid}: {reason}")
 
     def __enter__(self) -> None:
         with self._mutex:
@@ -148,16 +159,16 @@ class Sessions:
         if served.proxied:
             return None
         shared = self._of(served.repo)
-        if shared.is_thin or not shared.pace.is_quick:
+        if shared.is_thin or not served.pace.is_quick:
             return None
-        with shared.pace:
+        with served.pace:
             return shared.local.checkpresent(api.the_key)
 
     def pace_of_get(self, api: ApiRequest, served: Served) -> Pace | None:
         """What tells whether to get the content directly; None if it has to be a thread that does."""
         if served.proxied or not served.repo.bare or not _is_small(api.the_key):
             return None
-        return self._of(served.repo).pace
+        return served.pace
 
     def lockcontent(self, api: ApiRequest, served: Served) -> Callable[[], ContentLock]:
         """What gives a lock that outlasts the request. Raises NotLocked, and what it takes to connect."""

@@ -18,6 +18,7 @@ import pytest
 
 from annexshell.annex.repository import LocalRepository
 from annexshell.errors import ContentLocked, NotPresent, RepositoryError
+from annexshell.http import repositories
 from annexshell.http.api import ACTIONS
 from annexshell.http.server import Limits
 from annexshell.key import Key
@@ -249,6 +250,25 @@ def test_a_repository_that_comes_later(open_door: Callable[..., Door], tmp_path:
         wait_until(lambda: door.get(HELLO, uuid=uuid).status == 200)
         shutil.rmtree(place.directory)
         wait_until(lambda: door.get(HELLO, uuid=uuid).status == 404)
+
+
+def test_a_client_that_tries_older_versions_has_us_look_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what it does whenever a repository is not there any more."""
+    looks = []
+    search = repositories.find_repositories
+
+    def note(*arguments: Any) -> Any:
+        looks.append(time.monotonic())
+        return search(*arguments)
+
+    monkeypatch.setattr(repositories, "find_repositories", note)
+    with Door(below=[tmp_path]) as door:
+        del looks[:]
+        connection = door.connect()
+        for version in range(4, -1, -1):
+            assert connection.ask("POST", target("checkpresent", version, key=HELLO)).status == 404
+        connection.close()
+    assert len(looks) == 1
 
 
 # Removing -----------------------------------------------------------------------

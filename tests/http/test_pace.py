@@ -13,8 +13,10 @@ import pytest
 from annexshell.annex.repository import LocalRepository
 from annexshell.http import pace
 from annexshell.http.pace import FIRST_PAUSE, LONGEST_PAUSE, SLOW, Pace, is_local
+from annexshell.http.server import Limits
 from annexshell.key import Key
-from tests.http.doors import Answer, Door, Place, key_of
+from annexshell.uuid import UUID
+from tests.http.doors import ABSENT, CLIENT, HELLO, Answer, Door, Place, key_of, quoted, target, wait_until
 from tests.shell import git
 
 MOUNTS = """\
@@ -152,7 +154,7 @@ def test_only_what_is_local_is_looked_up_by_the_event_loop(tmp_path: Path, where
     with Door(place) as door:
         assert door.post("checkpresent", key=key).json == {"present": True}
         assert door.get(key).body == b"content"
-    assert [name.partition("_")[0] for name in where] == (["door", "door"] if local else ["job", "job"])
+    assert [name.partition("_")[0] for name in where] == (["door", "door"] if local else ["remote", "remote"])
 
 
 @pytest.mark.parametrize(
@@ -181,3 +183,41 @@ def test_large_content_is_for_threads(tmp_path: Path, where: list[str], monkeypa
     with Door(place) as door:
         assert len(door.get(key).body) == 1 << 17
     assert [name.partition("_")[0] for name in where] == ["job"]
+
+
+def test_a_disk_that_does_not_answer_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where it is in the way of its own requests, they do not use up the threads of all others."""
+    dead = tmp_path / "dead"
+    monkeypatch.setattr(pace, "is_local", lambda directory, *_: not directory.startswith(os.fsencode(dead)))
+    there, key = served(dead / "annex", b"content")
+    Place(tmp_path / "alive", UUID(CLIENT.encode())).store(HELLO, b"hello\n")
+    mended = threading.Event()
+    waiting: list[str] = []
+    find = LocalRepository.find
+
+    def hang(repository: LocalRepository, key: Any) -> bytes | None:
+        if repository.uuid == there.uuid:
+            waiting.append(threading.current_thread().name)
+            assert mended.wait(10)
+        return find(repository, key)
+
+    monkeypatch.setattr(LocalRepository, "find", hang)
+    with Door(below=[tmp_path], limits=Limits(jobs=2, lockedfiles=2, grace=1.0)) as door:
+        connections = [door.connect() for _ in range(8)]
+        for number, connection in enumerate(connections):
+            action = ("checkpresent", "lockcontent", "key", "remove")[number % 4]
+            path = f"/git-annex/{there.uuid}/v4/key/{quoted(key)}?clientuuid={CLIENT}"
+            is_get = action == "key"
+            connection.send_head("GET" if is_get else "POST", path if is_get else target(action, key=key), {})
+        wait_until(lambda: len(waiting) == len(connections))
+        for _ in range(3):
+            uuid = UUID(CLIENT.encode())
+            assert door.post("checkpresent", uuid=uuid, key=HELLO).json == {"present": True}
+            assert door.get(HELLO, uuid=uuid).body == b"hello\n"
+            assert door.post("lockcontent", uuid=uuid, key=HELLO).status == 200
+            assert door.post("remove", uuid=uuid, key=ABSENT).json["removed"] is True
+        mended.set()
+        statuses = {connection.answer("POST").status for connection in connections}
+        assert statuses <= {200, 404}
+        for connection in connections:
+            connection.close()

@@ -16,7 +16,7 @@ import pytest
 from annexshell import process
 from annexshell.annex import gitrepo
 from annexshell.errors import RepositoryError, TemporaryFailure
-from annexshell.http import repositories, scanning
+from annexshell.http import pace, repositories, scanning
 from annexshell.http.repositories import Repositories, Served
 from annexshell.uuid import UUID
 from tests.proxying import write_branch
@@ -493,6 +493,35 @@ class TestCost:
             assert len(scans) <= 6
             assert min(gaps) >= 0.19
 
+    def test_a_client_that_falls_back_is_kept_waiting_once(self, tmp_path, scans):
+        make(tmp_path / "repo", 1)
+        with below(tmp_path, interval=0.3) as served:
+
+            async def ask(number: int) -> list[Served | None]:
+                """As a client does: each version after the one before it was not found."""
+                return [await served.find(uuid(number), is_fallback=version < 4) for version in range(4, -1, -1)]
+
+            start = time.monotonic()
+            assert asyncio.run(ask(0)) == [None] * 5
+            assert time.monotonic() - start < 1.2
+            assert len(scans) == 2  # one of them at the start
+            # What has come meanwhile is found as soon as somebody really asks for it.
+            make(tmp_path / "late", 2)
+            assert asyncio.run(ask(0)) == [None] * 5
+            assert None not in asyncio.run(ask(2))
+            make(tmp_path / "later", 3)
+            assert None not in asyncio.run(ask(3))
+
+    def test_who_falls_back_without_having_asked_before_is_answered_like_others(self, tmp_path):
+        with below(tmp_path, interval=0.05) as served:
+            make(tmp_path / "repo", 1)
+
+            async def ask(number: int) -> Served | None:
+                return await served.find(uuid(number), is_fallback=True)
+
+            assert asyncio.run(ask(1)) is not None
+            assert asyncio.run(ask(2)) is None
+
     def test_looking_long_makes_for_a_long_pause(self, tmp_path, monkeypatch):
         """Whoever asks meanwhile is told so at once, and is not kept waiting."""
         make(tmp_path / "repo", 1)
@@ -531,6 +560,102 @@ class TestCost:
                 assert await slow is None
 
             asyncio.run(ask())
+
+
+class DeadDisk:
+    """What is on it answers once it is mended."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path = os.fsencode(path)
+        self.mended = threading.Event()
+        self.waiting = 0
+        self._look = repositories._signature
+        monkeypatch.setattr(repositories, "_signature", self._signature)
+        monkeypatch.setattr(pace, "is_local", lambda directory, *_: not directory.startswith(self._path))
+
+    def _signature(self, path: bytes) -> repositories.Signature:
+        if path.startswith(self._path):
+            self.waiting += 1
+            assert self.mended.wait(10)
+        return self._look(path)
+
+
+class TestDisksThatDoNotAnswer:
+    @pytest.fixture
+    def disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeadDisk:
+        (tmp_path / "disk").mkdir()
+        disk = DeadDisk(tmp_path / "disk", monkeypatch)
+        disk.mended.set()
+        return disk
+
+    def test_others_are_served_meanwhile(self, tmp_path, disk):
+        make(tmp_path / "disk" / "repo", 1)
+        make(tmp_path / "disk" / "other", 2)
+        make(tmp_path / "here", 3)
+        with below(tmp_path) as served:
+            assert None not in find(served, 1, 2, 3)
+            disk.mended.clear()
+            disk.waiting = 0
+
+            async def ask() -> None:
+                hanging = [asyncio.ensure_future(served.find(uuid(1 + n % 2))) for n in range(200)]
+                unknown = asyncio.ensure_future(served.find(NONE))
+                await asyncio.sleep(0.1)
+                for _ in range(10):
+                    start = time.monotonic()
+                    git(tmp_path / "here", "config", "some.thing", str(start))
+                    here = await served.find(uuid(3))
+                    assert here is not None and not here.is_elsewhere
+                    assert here.repo.config.get(b"some.thing") == str(start).encode()
+                    assert served.at_hand(uuid(3)) is not None
+                    assert time.monotonic() - start < 1
+                assert served.at_hand(uuid(1)) is None
+                assert not any(one.done() for one in (*hanging, unknown))
+                assert disk.waiting <= 4  # by each, and by who looks for what is not known
+                for one in hanging[::3]:
+                    one.cancel()
+                disk.mended.set()
+                assert await unknown is None
+                for one in hanging:
+                    if not one.cancelled():
+                        found = await one
+                        assert found is not None and found.is_elsewhere
+
+            asyncio.run(ask())
+            assert None not in find(served, 1, 2)
+
+    def test_what_is_new_is_not_waited_for_for_ever(self, tmp_path, disk, monkeypatch):
+        monkeypatch.setattr(repositories, "_LONGEST_SCAN", 0.2)
+        make(tmp_path / "disk" / "repo", 1)
+        with below(tmp_path) as served:
+            disk.mended.clear()
+
+            async def ask() -> None:
+                for longest in (1.0, 0.1):  # for the first one there may be hope
+                    start = time.monotonic()
+                    assert await served.find(NONE) is None
+                    assert time.monotonic() - start < longest
+                disk.mended.set()
+                make(tmp_path / "late", 2)
+                end = time.monotonic() + 5  # after so long a scan the next one is a while away
+                while await served.find(uuid(2)) is None:
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.05)
+
+            asyncio.run(ask())
+
+    def test_changes_there_are_noticed(self, tmp_path, disk):
+        repo = make(tmp_path / "disk" / "repo", 1)
+        for served in (below(tmp_path / "disk"), single(repo)):
+            with served:
+                assert where(served, 1) == repo
+                git(repo, "config", "annex.uuid", uuid(2).decode())
+                assert where(served, 1) is None
+                assert where(served, 2) == repo
+                shutil.move(repo, tmp_path / "gone")
+                assert where(served, 2) is None
+                shutil.move(tmp_path / "gone", repo)
+                git(repo, "config", "annex.uuid", uuid(1).decode())
 
 
 class TestFailure:

@@ -13,6 +13,7 @@ from annexshell.annex.gitrepo import GitRepository
 from annexshell.annex.repository import LocalRepository
 from annexshell.errors import RepositoryError
 from annexshell.http import routes
+from annexshell.http.pace import Pace
 from annexshell.http.repositories import Served
 from annexshell.http.sessions import Sessions
 from annexshell.pool import Pool
@@ -24,7 +25,7 @@ IDLE = 0.2
 class Case:
     def __init__(self, place: Place, sessions: Sessions) -> None:
         self.sessions = sessions
-        self.served = Served(SERVED, GitRepository(str(place.directory).encode()), False)
+        self.served = Served(SERVED, GitRepository(str(place.directory).encode()), Pace(()), False)
         _ = self.served.repo.config
 
     async def ask(self, question: Callable[[LocalRepository], Any], *, changes: bool = False) -> Any:
