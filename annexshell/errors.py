@@ -74,3 +74,7 @@ class ContentLocked(NotLocked):
 
 class TransferRefused(AnnexshellError):
     """A transfer cannot start: already in progress, no space, or not allowed by annex.securehashesonly."""
+
+
+class NameTooLong(TransferRefused):
+    """What is known of the key could not be recorded."""

@@ -13,7 +13,7 @@ from annexshell import log, relay
 from annexshell.annex import journal
 from annexshell.annex.diskspace import require_space
 from annexshell.annex.verify import hasher, size_matches
-from annexshell.errors import RepositoryError, TransferRefused
+from annexshell.errors import NameTooLong, RepositoryError, TransferRefused
 from annexshell.repository import Outcome, Upload
 
 TYPE_CHECKING = False
@@ -43,8 +43,7 @@ class LocalUpload(Upload):
         self._data_began = False
         repository.repo.refresh_config()
         journal.refuse_pidlock(repository.repo)
-        if not journal.can_log(repository.repo, key):
-            raise TransferRefused("the key's name is too long to be recorded in the git-annex branch")
+        refuse_long_name(repository, key)
         repository.refuse_insecure(key)
         self._transfer: Transfer = repository.transfers.download(key, repository.client, file)
         try:
@@ -145,6 +144,12 @@ class LocalUpload(Upload):
 def temp_path(repository: LocalRepository, key: Key) -> bytes:
     """Where content is while it comes."""
     return b"%s/tmp/%s" % (repository.repo.annexdir, key.filename)
+
+
+def refuse_long_name(repository: LocalRepository, key: Key) -> None:
+    """Raises NameTooLong."""
+    if not journal.can_log(repository.repo, key):
+        raise NameTooLong("the key's name is too long to be recorded in the git-annex branch")
 
 
 def resumable_size(repository: LocalRepository, key: Key) -> int:

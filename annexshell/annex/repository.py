@@ -213,9 +213,12 @@ class LocalRepository(Repository):
 
     def putoffset(self, key: Key, file: AssociatedFile) -> int | AlreadyHave:
         """Looks, and begins nothing: another one may be uploading it (spec: http §6.1)."""
-        from annexshell.annex.receive import resumable_size
+        from annexshell.annex.receive import refuse_long_name, resumable_size
 
-        return AlreadyHave() if self.checkpresent(key) else resumable_size(self, key)
+        if self.checkpresent(key):
+            return AlreadyHave()
+        refuse_long_name(self, key)
+        return resumable_size(self, key)
 
     def close(self) -> None:
         """Commit what the session logged, and what others left in the journal (spec: branch §6.6)."""

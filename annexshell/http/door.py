@@ -30,6 +30,7 @@ from annexshell.http import api as a
 from annexshell.http import download, replies, routes
 from annexshell.http.api import ApiRequest, Refusal
 from annexshell.http.asker import Asker
+from annexshell.http.connections import explain
 from annexshell.http.upload import Receiver
 from annexshell.p2p.versions import VERSIONS
 from annexshell.proxy import CannotProxy
@@ -203,7 +204,7 @@ async def _body(request: web.BaseRequest, *, may_stall: bool = False) -> AsyncIt
         try:
             piece = await request.content.readany()
         except (ClientPayloadError, HttpProcessingError) as reason:
-            raise Refusal(400, f"the body of the request makes no sense: {reason}") from reason
+            raise Refusal(400, f"the body of the request makes no sense: {explain(reason)}") from reason
         finally:
             if stalled is not None:
                 stalled.cancel()
@@ -274,6 +275,8 @@ def _explained(reason: AnnexshellError | OSError) -> Refusal:
     """What a failure of ours, or of somebody behind us, is as an answer."""
     if isinstance(reason, NotPresent):
         return Refusal(404)
+    if isinstance(reason, NameTooLong):
+        return Refusal(400, str(reason))
     text = reason.strerror or "" if isinstance(reason, OSError) else str(reason)
     if isinstance(reason, CannotProxy):
         text = text or "unknown uuid"

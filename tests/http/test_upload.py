@@ -279,3 +279,12 @@ def test_a_client_is_no_path(door: Door, place: Place, client: str) -> None:
     answer = door.ask("POST", path, {"X-git-annex-data-length": str(len(CONTENT))}, CONTENT)
     assert answer.status == 400
     assert place.object(KEY) is None and place.running() == []
+
+
+@pytest.mark.parametrize("length", [240, 250, 255, 300, 5000])
+def test_a_name_that_could_not_be_recorded_is_the_clients_fault(door: Door, length: int) -> None:
+    key = Key(b"WORM-s3--" + b"w" * length)
+    for answer in (door.put(key, b"abc"), door.post("putoffset", key=key)):
+        assert (answer.status, answer.body[:27]) == (400, b"the key's name is too long ")
+    assert door.post("checkpresent", key=key).json == {"present": False}
+    assert door.post("remove", key=key).json["removed"] is True
