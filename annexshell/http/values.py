@@ -12,6 +12,7 @@ import binascii
 import re
 from urllib.parse import unquote_to_bytes
 
+from annexshell import log
 from annexshell.key import BadKey, Key
 from annexshell.p2p.messages import MAX_LINE
 from annexshell.uuid import UUID
@@ -144,4 +145,4 @@ def read_boolean(value: bytes) -> bool:
     try:
         return _BOOLEANS[value.lower()]
     except KeyError:
-        raise ValueError(f"could not parse: `{value.decode('utf-8', 'replace')}'") from None
+        raise ValueError(f"could not parse: `{log.printable(value.decode('utf-8', 'replace'))}'") from None
