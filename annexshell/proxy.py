@@ -127,11 +127,13 @@ class ProxiedRepository(Repository):
         self.remote = remote
         self.patience = Patience()
         self.lifeline: Lifeline | None = None  # once it is cut the connection can only be closed
+        self.bypassed: Sequence[UUID] = ()  # what the remote is told each time that it is opened
         self.protocol_version = 0
         self._node: Repository | None = None
 
     def abandon(self) -> None:
         """Nothing will be asked of it: let go of what finding it took."""
+        self._disconnect()
         try:
             self.local.abandon()
         finally:
@@ -158,6 +160,8 @@ class ProxiedRepository(Repository):
             # At the client's version, also when it is opened again: what follows content differs between versions.
             highest = self.protocol_version
             self._node = open_remote(self.local.repo, self.remote, self.uuid, highest, self.patience)
+            if self.bypassed:
+                self._node.bypass(self.bypassed)
         return self._node
 
     def __enter__(self) -> Repository:

@@ -13,7 +13,7 @@ from annexshell.uuid import UUID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import TypeAlias
 
@@ -130,6 +130,12 @@ class Repository(ABC):
         HIGHEST is 0 for a client that did not say. Raises RemoteUnavailable.
         """
         return min(highest, self.protocol_version)
+
+    def bypass(self, uuids: Sequence[UUID]) -> None:
+        """What is going to be asked has come by these gateways of a cluster, and must not come to them again.
+
+        Called before anything is asked; concerns nobody but other gateways. Raises RemoteUnavailable.
+        """
 
     def is_alive(self) -> bool:
         """Whether something can still be asked, as far as that shows without asking, and between two requests."""

@@ -14,11 +14,12 @@ from annexshell.http.answers import Answer
 from annexshell.http.lock import RemoteLock
 from annexshell.http.session import NotFound, Request
 from annexshell.key import Key
+from annexshell.p2p.versions import VERSIONS
 from annexshell.repository import AlreadyHave, Content, Outcome, Repository, Upload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from annexshell.http.connection import Connection, Reply
@@ -50,6 +51,7 @@ class HttpRepository(Repository):
         """
         self._session = session
         self._client = client
+        self._bypassed: list[tuple[str, bytes]] = []  # parameters of every request
         self.uuid = target
         try:
             self.protocol_version = self._find_version(highest)
@@ -81,7 +83,7 @@ class HttpRepository(Repository):
         body: bytes = b"",
     ) -> Request:
         """A POST for ACTION."""
-        query = urls.query((*parameters, ("clientuuid", self._client)))
+        query = urls.query((*parameters, ("clientuuid", self._client), *self._bypassed))
         return Request(
             action, "POST", f"{self._place(action)}/{action}?{query}", {**_FOR_JSON, **(headers or {})}, body
         )
@@ -104,6 +106,10 @@ class HttpRepository(Repository):
         return self.ask(self.request(action, ("key", key.serialized), *parameters))
 
     # What a Repository does.
+
+    def bypass(self, uuids: Sequence[UUID]) -> None:
+        if VERSIONS[self.protocol_version].plus:
+            self._bypassed = [("bypass", uuid) for uuid in sorted(set(uuids))]
 
     def checkpresent(self, key: Key) -> bool:
         return self._ask_about("checkpresent", key).flag("present")
@@ -140,7 +146,7 @@ class HttpRepository(Repository):
         return self._get(key, offset, file)  # since it may have come after the first answer
 
     def _get(self, key: Key, offset: int, file: AssociatedFile) -> _Download:
-        parameters: list[tuple[str, bytes | int]] = [("clientuuid", self._client)]
+        parameters: list[tuple[str, bytes | int]] = [("clientuuid", self._client), *self._bypassed]
         if file is not None:
             parameters.append(("associatedfile", file))
         if offset:

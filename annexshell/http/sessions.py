@@ -239,6 +239,7 @@ def _opener(shared: _Shared, api: ApiRequest, served: Served) -> Callable[[], Re
     def open() -> Repository:
         repository = check_can_proxy(served.repo, served.uuid, shared.local)
         repository.patience = patience.from_config(served.repo.config)
+        repository.bypassed = api.bypass  # and not us: who is asked for itself does not come back (spec: proxy §11.3)
         try:
             repository.watch_lifeline()
             with _held(api, repository):

@@ -25,7 +25,7 @@ from annexshell.uuid import UUID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from annexshell.key import Key
@@ -151,6 +151,10 @@ class P2PRepository(Repository):
         raise self.out_of_step(request, answer)
 
     # What a Repository does.
+
+    def bypass(self, uuids: Sequence[UUID]) -> None:
+        if self.rules.plus:
+            self.send(m.Bypass(tuple(sorted(set(uuids)))))  # to which there is no answer
 
     def is_alive(self) -> bool:
         return self.usable and self._connection.is_quiet

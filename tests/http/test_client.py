@@ -758,3 +758,23 @@ def test_threads(opened: Open) -> None:
         thread.join()
     assert failures == []
     assert server.connections <= 5
+
+
+@pytest.mark.parametrize("highest", [1, 2, 4])
+def test_gateways_that_are_not_to_be_asked_again(opened: Open, highest: int) -> None:
+    """They are named in all requests, as these have nothing else to do with each other."""
+    remote, server = opened(
+        highest, key=content(b"12345"), put=ok(stored=True), putoffset=ok(offset=0), remove=ok(removed=True)
+    )
+    remote.bypass([OTHER, UUID(b"a"), OTHER])
+    remote.checkpresent(KEY)
+    remote.remove(KEY)
+    with remote.get(KEY, 0, None):
+        pass
+    with remote.put(KEY, None) as upload:
+        upload.receive(5, BytesSource(b"12345"), lambda: True)  # type: ignore[union-attr]
+    assert [request.action for request in server.requests] == ["checkpresent", "remove", "key", "putoffset", "put"]
+    named = "&bypass=33333333-3333-4333-8333-333333333333&bypass=a"
+    for request in server.requests:
+        assert (named in request.target) is (highest >= 2)
+        assert ("bypass" in request.target) is (highest >= 2)

@@ -122,6 +122,32 @@ def test_connections_are_used_again(door: Door, node: RealNode, nodes: Nodes) ->
     assert len(nodes.links) <= 4 + 7
 
 
+@pytest.mark.parametrize("version", [1, 2, 4])
+@pytest.mark.parametrize("node_version", [1, 2, 4])
+def test_gateways_that_are_not_to_be_asked_again(
+    door: Door, node: RealNode, nodes: Nodes, version: int, node_version: int
+) -> None:
+    """The node is told of those that the client names, and not of us, as who is asked for itself has no way back."""
+    node.version = node_version
+    for _ in range(2):
+        also = f"&bypass={OTHER}&bypass=a&bypass={OTHER}"
+        assert post(door, "checkpresent", version, key=HELLO, also=also).json == {"present": True}
+    told = [b"BYPASS %s a" % OTHER] if min(version, node_version) >= 2 else []
+    asked = b"CHECKPRESENT %s" % HELLO.serialized
+    assert nodes.heard == [b"VERSION %d" % version, *told, asked, asked]
+
+
+def test_a_node_that_ends_when_it_is_told_of_gateways(door: Door, nodes: Nodes) -> None:
+    def leave(link: Link) -> None:
+        link.greet()
+        link.line()
+
+    nodes.scripts = [leave]
+    answer = post(door, "gettimestamp", also="&bypass=a")
+    assert answer.status == 502
+    wait_until(lambda: nodes.open == 0, 5)
+
+
 def test_no_connection_is_kept_if_none_is_to_be(proxy: Proxy, node: RealNode, nodes: Nodes) -> None:
     with Door(below=[proxy.directory], limits=Limits(proxyconnections=0, grace=1.0)) as door:
         for _ in range(3):
@@ -186,6 +212,59 @@ class TestUploads:
 
         nodes.scripts = [leave]
         assert put(door, LARGE_KEY, LARGE).status in (200, 502)
+
+
+class TestTime:
+    """What is to be removed in time is compared with the clock that the client was told the time of."""
+
+    @pytest.fixture
+    def door(self, proxy: Proxy, nodes: Nodes) -> Iterator[Door]:
+        with Door(below=[proxy.directory], limits=Limits(proxyconnections=0, grace=1.0)) as door:
+            yield door  # which has each request come by a connection of its own
+
+    @pytest.mark.parametrize("version", [3, 4])
+    def test_a_node_has_a_clock_of_its_own(self, door: Door, nodes: Nodes, version: int) -> None:
+        """Be it far ahead of ours, or far behind."""
+        for now in (7, 10**12):
+
+            def tell(link: Link, now: int = now) -> None:
+                link.greet()
+                while (line := link.line()) is not None:
+                    if line == b"GETTIMESTAMP":
+                        link.say(b"TIMESTAMP %d\n" % now)
+                    else:
+                        word, before, key = line.split()
+                        assert (word, key) == (b"REMOVE-BEFORE", HELLO.serialized)
+                        link.say(b"SUCCESS\n" if now < int(before) else b"FAILURE\n")
+
+            nodes.scripts = [tell]
+            told = post(door, "gettimestamp", version).json["timestamp"]
+            assert told == now
+            for before, removed in ((told, False), (told + 1, True)):
+                assert post(door, "remove-before", version, key=HELLO, timestamp=before).json["removed"] is removed
+        assert len(nodes.links) == 6
+
+    @pytest.mark.parametrize("node_version", [0, 1, 2])
+    def test_a_node_that_knows_of_no_time(self, door: Door, node: RealNode, nodes: Nodes, node_version: int) -> None:
+        node.version = node_version
+        told = post(door, "gettimestamp").json["timestamp"]
+        assert post(door, "remove-before", key=HELLO, timestamp=told - 1).json == {"plusuuids": [], "removed": False}
+        assert node.content(HELLO) == b"hello\n"
+        assert post(door, "remove-before", key=HELLO, timestamp=told + 60).json == {"plusuuids": [], "removed": True}
+        assert node.content(HELLO) is None
+        assert [line for line in nodes.heard if b"VERSION" not in line] == [b"REMOVE %s" % HELLO.serialized]
+
+    def test_a_node_that_cannot_tell(self, door: Door, nodes: Nodes) -> None:
+        """Our time is not told instead: the node would compare with another."""
+
+        def fail(link: Link) -> None:
+            link.greet()
+            while link.line() is not None:
+                link.say(b"ERROR no clock\n")
+
+        nodes.scripts = [fail]
+        answer = post(door, "gettimestamp")
+        assert (answer.status, answer.body) == (500, b"no clock")
 
 
 class TestDownloads:

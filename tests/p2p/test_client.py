@@ -230,6 +230,19 @@ def test_a_peer_that_does_not_know_versions():
         assert remote.checkpresent(KEY)
 
 
+@pytest.mark.parametrize("version", range(5))
+def test_gateways_that_are_not_to_be_asked_again(version):
+    """Only newer peers know what that means."""
+    heard_fd, write_fd = os.pipe()
+    read_fd, say_fd = os.pipe()
+    os.write(say_fd, b"AUTH-SUCCESS u\nVERSION %d\n" % version)
+    P2PRepository(Connection(read_fd, write_fd)).bypass([UUID(b"b"), UUID(b"a"), UUID(b"b")])
+    os.close(write_fd)
+    assert os.read(heard_fd, 100) == b"VERSION 4\n" + (b"BYPASS a b\n" if version >= 2 else b"")
+    for fd in (heard_fd, read_fd, say_fd):
+        os.close(fd)
+
+
 def test_a_peer_that_claims_a_version_from_the_future():
     with Scripted(b"AUTH-SUCCESS u\n", b"VERSION 99\n") as connection:
         assert P2PRepository(connection).protocol_version == 4
