@@ -26,7 +26,7 @@ from annexshell.key import Key
 from annexshell.repository import ContentLock
 from annexshell.uuid import UUID
 from tests.http.doors import ABSENT, CLIENT, HELLO, SERVED, Door, Place, key_of, quoted, target, wait_until
-from tests.proxying import NODE, OTHER, Link, Nodes, Proxy, nodes
+from tests.proxying import NODE, OTHER, Link, Nodes, Proxy, RealNode, nodes
 
 __all__ = ["nodes"]
 
@@ -752,6 +752,30 @@ def test_a_client_that_goes_while_its_node_takes_nothing(
         reset(client)
     wait_until(lambda: nodes.open == 0, 10)
     proxied.check_settled()
+
+
+@pytest.mark.parametrize("go", [say_no_more, reset])
+def test_downloads_from_a_node_that_are_interrupted_stall_nobody(
+    proxied: Watched, nodes: Nodes, tmp_path: Path, go: Callable[[socket.socket], None]
+) -> None:
+    """The connection to the node is closed each time, and the others to it serve on (spec: proxy §15 D12)."""
+    node = RealNode(tmp_path / "node")
+    node.store(HELLO, b"hello\n")
+    node.store(HUGE, bytes(1 << 25))
+    nodes.scripts = [node]
+    for taken in (0, 1, 1000, 100_000, 3_000_000) * 4:
+        with connected(proxied.port, window=4096) as client:
+            client.sendall(get(HUGE, NODE))
+            while taken > 0:
+                taken -= len(client.recv(min(taken, 1 << 16)))
+            began = time.monotonic()
+            assert proxied.door.get(HELLO, uuid=NODE).body == b"hello\n"
+            go(client)
+            assert proxied.door.post("checkpresent", uuid=NODE, key=HELLO).json == {"present": True}
+            assert time.monotonic() - began < SOON
+    wait_until(lambda: nodes.open == 1)  # the one that was never interrupted
+    assert nodes.failures == []
+    assert proxied.door.get(HUGE, uuid=NODE).body == bytes(1 << 25)
 
 
 def test_what_was_interrupted_between_two_requests_is_not_used_again(proxied: Watched, nodes: Nodes) -> None:
