@@ -27,6 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from annexshell import log
+from annexshell.http.handshakes import Handshakes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,17 +73,19 @@ class Server(web.Server):
         )
         self._handler = handler
         self.on_nonsense = on_nonsense
-        self._listening: list[asyncio.AbstractServer] = []
+        self._listening: list[asyncio.AbstractServer | Handshakes] = []
         self._is_ending = False
         # By default half of what can be opened: the rest is for what the requests need.
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 if most is None else most
         self._here: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def __call__(self) -> RequestHandler:
+    def __call__(self) -> Connection:
         return Connection(self, loop=self._loop, **self._kwargs)
 
     def begins(self, connection: Connection) -> None:
+        if connection in self._here:
+            return
         if len(self._here) >= self._most:
             # Somebody is doing this to us, or this is the least harm that can be done.
             least = min(self._idle(), key=lambda other: other.since, default=connection)
@@ -108,13 +111,11 @@ class Server(web.Server):
 
     async def listen(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Serve what comes in by a socket, which is ours from now on."""
-        patience = None if tls is None else HEADER_TIMEOUT
-        # What asyncio has for unix sockets would remove the path in the end, which is others' as well.
-        self._listening.append(
-            await self._loop.create_server(
-                self, sock=listener, ssl=tls, backlog=_BACKLOG, ssl_handshake_timeout=patience
-            )
-        )
+        if tls is not None:
+            self._listening.append(Handshakes(self, listener, tls, HEADER_TIMEOUT, _BACKLOG))
+        else:
+            # What asyncio has for unix sockets would remove the path in the end, which is others' as well.
+            self._listening.append(await self._loop.create_server(self, sock=listener, backlog=_BACKLOG))
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._handler(request)
@@ -132,7 +133,7 @@ class Server(web.Server):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         for connection in self._idle():
-            connection.force_close()
+            connection.dismiss()
         await self._wait(min(grace, LOCK_GRACE))
         for connection in tuple(self._here):
             if connection.only_keeps_lock:
@@ -160,18 +161,38 @@ def explain(reason: Exception) -> str:
 class Connection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_gone", "_header_since", "_own_transport", "_server", "_unsent", "_unsent_since", "since")
+    __slots__ = (
+        "_agreeing",
+        "_gone",
+        "_header_since",
+        "_own_transport",
+        "_server",
+        "_unsent",
+        "_unsent_since",
+        "since",
+    )
 
     def __init__(self, manager: Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(manager, loop=loop, **options)
         self._server = manager
+        self._agreeing: socket.socket | None = None  # as long as TLS is not agreed on, and there is no transport
         self._own_transport: asyncio.Transport | None = None  # aiohttp forgets it when it has closed it
         self.since = self._header_since = loop.time()  # when it was last heard of; infinite while no header is due
         self._unsent = 0
         self._unsent_since = 0.0
         self._gone = False
 
+    def accepted(self, client: socket.socket) -> Connection:
+        self._agreeing = client
+        self._server.begins(self)
+        return self
+
+    def failed(self) -> None:
+        self._agreeing = None
+        self._server.ended(self)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._agreeing = None
         super().connection_made(transport)
         self._own_transport = cast(asyncio.Transport, transport)
         self._server.begins(self)
@@ -234,9 +255,20 @@ class Connection(RequestHandler):
         request = self._current_request
         return request is not None and request.path.endswith(_LOCK_PATH)
 
+    def dismiss(self) -> None:
+        """As it is idle."""
+        self.force_close()
+        if self._agreeing is not None:
+            self.abort()
+
     def abort(self) -> None:
         if self._own_transport is not None:
             self._own_transport.abort()
+        elif self._agreeing is not None:
+            try:
+                self._agreeing.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the client was faster
 
     def look(self, now: float) -> None:
         """Whether it is still worth having."""
