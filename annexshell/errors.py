@@ -76,5 +76,5 @@ class TransferRefused(AnnexshellError):
     """A transfer cannot start: already in progress, no space, or not allowed by annex.securehashesonly."""
 
 
-class NameTooLong(TransferRefused):
-    """What is known of the key could not be recorded."""
+class Unnameable(TransferRefused):
+    """There can be no files that are named after the key, or the client."""

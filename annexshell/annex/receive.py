@@ -13,7 +13,7 @@ from annexshell import log, relay
 from annexshell.annex import journal
 from annexshell.annex.diskspace import require_space
 from annexshell.annex.verify import hasher, size_matches
-from annexshell.errors import NameTooLong, RepositoryError, TransferRefused
+from annexshell.errors import RepositoryError, TransferRefused, Unnameable
 from annexshell.repository import Outcome, Upload
 
 TYPE_CHECKING = False
@@ -147,9 +147,9 @@ def temp_path(repository: LocalRepository, key: Key) -> bytes:
 
 
 def refuse_long_name(repository: LocalRepository, key: Key) -> None:
-    """Raises NameTooLong."""
+    """Raises Unnameable."""
     if not journal.can_log(repository.repo, key):
-        raise NameTooLong("the key's name is too long to be recorded in the git-annex branch")
+        raise Unnameable("the key's name is too long to be recorded in the git-annex branch")
 
 
 def resumable_size(repository: LocalRepository, key: Key) -> int:

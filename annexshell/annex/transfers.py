@@ -12,7 +12,7 @@ import time
 
 from annexshell.annex import lockfile
 from annexshell.annex.logs import clock
-from annexshell.errors import RepositoryError, TransferRefused
+from annexshell.errors import RepositoryError, TransferRefused, Unnameable
 from annexshell.key import BadKey, Key
 from annexshell.uuid import UUID
 
@@ -53,7 +53,7 @@ class Transfers:
         """
         transfer = Transfer(self._permissions, self._directory, b"download", key, client, file)
         if not transfer.peer:
-            raise TransferRefused(f"{_IN_PROGRESS}: the client did not give a uuid")
+            raise Unnameable(f"{_IN_PROGRESS}: the client did not give a uuid")
         # In this order, as everybody does; the second is the only one that old versions know.
         locks = (self._directory + b"download/lck/" + transfer.lock_name, transfer.own_lock)
         try:

@@ -18,13 +18,13 @@ from annexshell import log
 from annexshell.annex.repository import clock
 from annexshell.errors import (
     AnnexshellError,
-    NameTooLong,
     NotLocked,
     NotPresent,
     PeerError,
     Refused,
     RemoteUnavailable,
     TransferRefused,
+    Unnameable,
 )
 from annexshell.http import api as a
 from annexshell.http import download, replies, routes
@@ -275,7 +275,7 @@ def _explained(reason: AnnexshellError | OSError) -> Refusal:
     """What a failure of ours, or of somebody behind us, is as an answer."""
     if isinstance(reason, NotPresent):
         return Refusal(404)
-    if isinstance(reason, NameTooLong):
+    if isinstance(reason, Unnameable):
         return Refusal(400, str(reason))
     text = reason.strerror or "" if isinstance(reason, OSError) else str(reason)
     if isinstance(reason, CannotProxy):

@@ -288,3 +288,9 @@ def test_a_name_that_could_not_be_recorded_is_the_clients_fault(door: Door, leng
         assert (answer.status, answer.body[:27]) == (400, b"the key's name is too long ")
     assert door.post("checkpresent", key=key).json == {"present": False}
     assert door.post("remove", key=key).json["removed"] is True
+
+
+def test_a_client_that_no_directory_can_be_named_after(door: Door) -> None:
+    path = target("put", key=KEY).replace(CLIENT, "%ff")
+    answer = door.ask("POST", path, {"X-git-annex-data-length": "3"}, b"abc")
+    assert (answer.status, answer.body[-30:]) == (400, b"the client did not give a uuid")
