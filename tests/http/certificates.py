@@ -7,6 +7,8 @@ from pathlib import Path
 
 import trustme
 
+from annexshell.http.certificates import Certificates
+
 
 def make_certificate(path: Path) -> Path:
     """Write to PATH a key, a certificate for localhost, and that of the authority that vouches for it."""
@@ -19,6 +21,5 @@ def make_certificate(path: Path) -> Path:
 
 def contexts(certificate: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """For a server that has it, and for a client that trusts it."""
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate)
+    server = Certificates(str(certificate), str(certificate)).context
     return server, ssl.create_default_context(cafile=certificate)
