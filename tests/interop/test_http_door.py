@@ -16,7 +16,7 @@ from tests.http.certificates import make_certificate
 from tests.interop.conftest import IN_CI
 from tests.interop.harness import Repo, environment, make_home, pseudorandom, run, wait_until
 from tests.interop.proxies import git_annex_knows_proxies
-from tests.interop.webservers import Door, Front, Nginx, Static, can_trust, trusting
+from tests.interop.webservers import Door, Front, Static, can_trust, trusting
 
 SHAPES = ["plain", *(["tls"] if IN_CI or can_trust() else [])]
 LARGE = pseudorandom(3_000_000)
@@ -448,30 +448,3 @@ if git_annex_knows_proxies():
         assert (node.object(key), client.content(key)) == (None, LARGE)
         door.stop()
         assert node.leftovers() == proxy.leftovers() == []
-
-
-NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
-
-if NGINX or IN_CI:
-
-    def test_nginx_in_front(
-        tmp_path: Path,
-        make_server: Callable[..., Repo],
-        make_client: Callable[..., Repo],
-        serve: Callable[..., Door],
-        parts: ExitStack,
-    ) -> None:
-        assert NGINX, "there is no nginx; install it"
-        server = make_server()
-        door = serve(server, socket_path=tmp_path / "socket")
-        nginx = Nginx(NGINX, tmp_path / "nginx", door)
-        parts.callback(nginx.stop)
-        client = make_client(origin=(server, nginx.url))
-        key = client.add("a file", LARGE)
-        client.annex("copy", "--to=origin", "a file")
-        client.annex("drop", "a file")
-        client.annex("get", "a file")
-        client.annex("move", "--to=origin", "a file")
-        client.annex("move", "--from=origin", "a file")
-        assert (client.content(key), server.object(key)) == (LARGE, None)
-        assert server.leftovers() == []

@@ -6,6 +6,7 @@ import functools
 import http.client
 import http.server
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -169,7 +170,8 @@ class Static:
         self._server.server_close()
 
 
-NGINX = """
+# What people have in a file of /etc/nginx/sites-enabled, and the rest that Debian has around it.
+_AROUND = """
 daemon off;
 {user}
 worker_processes 1;
@@ -179,37 +181,48 @@ events {{ }}
 http {{
     access_log off;
     {temporary}
-    server {{
-        listen 127.0.0.1:{port};
-        location /git-annex/ {{
-            proxy_pass http://unix:{socket}:;
-            proxy_http_version 1.1;
-            proxy_set_header Host $host;
-            proxy_request_buffering off;
-            proxy_buffering off;
-            client_max_body_size 0;
-        }}
-    }}
+{site}
 }}
 """
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-class Nginx:
-    """In front of a server's unix socket."""
+def documented_site() -> str:
+    """The example for nginx in the man page."""
+    page = Path(__file__).parents[2].joinpath("man", "annexshell-p2phttp.rst").read_text()
+    (example,) = re.findall(r"For nginx::\n\n((?:    .*\n|\n)+)", page)
+    return example
 
-    def __init__(self, program: str, directory: Path, door: Door) -> None:
+
+class Nginx:
+    """In front of a server's unix socket, as documented; but for places, and for TLS if there is no CERTIFICATE."""
+
+    def __init__(self, program: str, directory: Path, door: Door, certificate: Path | None = None) -> None:
         directory.mkdir()
         self.port = free_port()
-        temporary = " ".join(f"{name}_temp_path {directory}/{name};" for name in _TEMPORARY)
-        config = NGINX.format(
-            directory=directory,
-            port=self.port,
-            socket=door.socket_path,
-            temporary=temporary,
-            user="" if os.geteuid() else "user root;",  # nobody else may use the socket
+        self.temporary = [directory / name for name in _TEMPORARY]
+        self.scheme = "annex+https" if certificate else "annex+http"
+        replacements = {
+            "/run/annexshell/p2phttp.sock": str(door.socket_path),
+            "listen 443 ssl;": f"listen 127.0.0.1:{self.port}{' ssl' if certificate else ''};",
+            "server_name example.com;": "server_name localhost;",
+            "ssl_certificate /etc/ssl/example.com.pem;": f"ssl_certificate {certificate};" if certificate else "",
+            "ssl_certificate_key /etc/ssl/private/example.com.key;": (
+                f"ssl_certificate_key {certificate};" if certificate else ""
+            ),
+        }
+        site = documented_site()
+        for documented, here in replacements.items():
+            assert site.count(documented) == 1, documented
+            site = site.replace(documented, here)
+        (directory / "nginx.conf").write_text(
+            _AROUND.format(
+                directory=directory,
+                site=site,
+                temporary=" ".join(f"{name}_temp_path {directory}/{name};" for name in _TEMPORARY),
+                user="" if os.geteuid() else "user root;",  # nobody else may use the socket
+            )
         )
-        (directory / "nginx.conf").write_text(config)
         self.process = subprocess.Popen(
             [program, "-p", str(directory), "-c", "nginx.conf", "-e", "error.log"], start_new_session=True
         )
@@ -217,7 +230,11 @@ class Nginx:
 
     @property
     def url(self) -> str:
-        return f"annex+http://localhost:{self.port}/git-annex/"
+        return f"{self.scheme}://localhost:{self.port}/git-annex/"
+
+    def kept(self) -> list[Path]:
+        """Files with parts of requests or answers, for which there should be no need."""
+        return [path for directory in self.temporary for path in directory.rglob("*") if path.is_file()]
 
     def _is_listening(self) -> bool:
         assert self.process.poll() is None
