@@ -67,6 +67,12 @@ class Place:
         path = self.open().find(key)
         return None if path is None else Path(os.fsdecode(path))
 
+    def beside(self, key: Key, suffix: str) -> Path:
+        """A file of a lock on content that is there."""
+        path = self.object(key)
+        assert path is not None
+        return path.with_name(path.name + suffix)
+
     def content(self, key: Key) -> bytes | None:
         path = self.object(key)
         return None if path is None else path.read_bytes()

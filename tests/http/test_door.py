@@ -18,7 +18,7 @@ import pytest
 
 from annexshell.annex.repository import LocalRepository
 from annexshell.errors import ContentLocked, NotPresent, RepositoryError
-from annexshell.http import repositories
+from annexshell.http import committer, locks, repositories
 from annexshell.http.api import ACTIONS
 from annexshell.http.server import Limits
 from annexshell.key import Key
@@ -271,6 +271,40 @@ def test_a_client_that_tries_older_versions_has_us_look_once(tmp_path: Path, mon
     assert len(looks) == 1
 
 
+def test_everything_that_is_below_a_directory(tmp_path: Path) -> None:
+    def uuid_of(number: int) -> UUID:
+        return UUID(b"%08d-3333-4333-8333-333333333333" % number)
+
+    top = tmp_path / "top"
+    places = [
+        Place(top / "here", uuid_of(0)),
+        Place(top / "a" / "b" / "c" / "deep", uuid_of(1)),
+        Place(top / "bare.git", uuid_of(2), bare=True),
+        Place(top / ".hidden" / ".too", uuid_of(3)),
+        Place(tmp_path / "elsewhere", uuid_of(4)),
+    ]
+    (top / "link").symlink_to(tmp_path / "elsewhere")
+    inner = Place(top / "here" / "inner", uuid_of(5))
+    (tmp_path / "far").mkdir()
+    unlinked = Place(tmp_path / "far" / "away", uuid_of(6))
+    (top / "to-no-repository").symlink_to(tmp_path / "far")
+    for number, place in enumerate(places):
+        place.store(key_of(b"%d" % number), b"%d" % number)
+    with Door(below=[top]) as door:
+        for number, place in enumerate(places):
+            assert door.get(key_of(b"%d" % number), uuid=place.uuid).body == b"%d" % number
+            assert door.get(key_of(b"%d" % number), uuid=places[number - 1].uuid).status == 404
+        for place in (inner, unlinked):
+            assert door.post("checkpresent", uuid=place.uuid, key=HELLO).status == 404
+        new = Place(top / "a" / "new", uuid_of(7))
+        assert door.post("checkpresent", uuid=new.uuid, key=HELLO).json == {"present": False}
+        shutil.rmtree(new.directory)
+        assert door.post("checkpresent", uuid=new.uuid, key=HELLO).status == 404
+        shutil.rmtree(places[1].directory)
+        assert door.get(key_of(b"1"), uuid=places[1].uuid).status == 404
+        assert door.get(key_of(b"0"), uuid=places[0].uuid).body == b"0"
+
+
 # Removing -----------------------------------------------------------------------
 
 
@@ -316,6 +350,19 @@ class TestRemove:
         assert committed(place, HELLO) != place.logged(HELLO)
         wait_until(lambda: committed(place, HELLO) == place.logged(HELLO), 5)
 
+    def test_or_while_others_go_on(self, door: Door, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For as long as an upload stalls it is not quiet."""
+        monkeypatch.setattr(committer, "LATEST", 0.5)
+        upload = door.connect()
+        length = {"X-git-annex-data-length": "6", "Transfer-Encoding": "chunked"}
+        upload.send_head("POST", target("put", key=ABSENT), length)
+        upload.send_chunk(b"abc")
+        wait_until(lambda: place.partial(ABSENT) == b"abc")
+        assert door.post("remove", key=HELLO).json["removed"] is True
+        wait_until(lambda: committed(place, HELLO) == place.logged(HELLO), 5)
+        assert place.partial(ABSENT) == b"abc"
+        upload.close()
+
     def test_or_when_the_server_ends(self, door: Door, place: Place) -> None:
         assert door.post("remove", key=HELLO).json["removed"] is True
         door.stop()
@@ -335,6 +382,9 @@ def committed(place: Place, key: Key) -> bytes:
 # Locks --------------------------------------------------------------------------
 
 
+LEASE = 0.6  # seconds instead of ten minutes
+
+
 def unlock(door: Door, lockid: str) -> None:
     answer = door.ask("POST", target("keeplocked", lockid=lockid), None, b'{"unlock":true}')
     assert answer.body == b'{"locked":false}'
@@ -346,9 +396,7 @@ def is_locked(place: Place) -> bool:
 
 
 def lock_files(place: Place) -> list[Path]:
-    path = place.object(HELLO)
-    assert path is not None
-    return [path.with_name(path.name + suffix) for suffix in (".lck", ".rtm")]
+    return [place.beside(HELLO, suffix) for suffix in (".lck", ".rtm")]
 
 
 class TestLocks:
@@ -424,6 +472,42 @@ class TestLocks:
         assert is_locked(place)
         assert door.post("remove", key=HELLO).json["removed"] is False
         unlock(door, lockid)
+
+    @pytest.mark.parametrize("ending", ["no keeplocked", "end of the body", "connection closed", "connection reset"])
+    def test_it_ends_after_ten_minutes(self, door: Door, place: Place, short_lease: None, ending: str) -> None:
+        """Here within a second."""
+        lockid = door.post("lockcontent", key=HELLO).json["lockid"]
+        began = time.monotonic()
+        if ending != "no keeplocked":
+            connection = self.begin(door, lockid)
+            connection.send_chunk(b'{"unlock":false}\n')
+            if ending == "end of the body":
+                connection.send_chunk(b"")
+                assert connection.answer().body == b'{"locked":false}'
+            elif ending == "connection reset":
+                connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+        time.sleep(LEASE / 2)
+        assert is_locked(place)
+        assert door.post("remove", key=HELLO).json["removed"] is False
+        # The retention time goes with the lock, as nobody counts on it any more.
+        wait_until(lambda: door.post("remove", key=HELLO).json["removed"], 5)
+        assert time.monotonic() - began >= LEASE
+
+    def test_it_is_kept_for_as_long_as_a_client_keeps_it(self, door: Door, place: Place, short_lease: None) -> None:
+        lockid = door.post("lockcontent", key=HELLO).json["lockid"]
+        connection = self.begin(door, lockid)
+        connection.send_chunk(b'{"unlock":false}\n')
+        time.sleep(2 * LEASE)
+        assert is_locked(place)
+        assert door.post("remove", key=HELLO).json["removed"] is False
+        connection.close()
+        wait_until(lambda: door.post("remove", key=HELLO).json["removed"], 5)
+
+    @pytest.fixture
+    def short_lease(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(locks, "LEASE", LEASE)
+        monkeypatch.setattr(locks, "PERIOD", 0.05)
 
     def test_a_server_that_ends_leaves_the_time(self, door: Door, place: Place, lockid: str) -> None:
         connection = self.begin(door, lockid)

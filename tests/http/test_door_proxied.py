@@ -354,14 +354,14 @@ def test_who_else_has_it_now_but_never_who_was_asked(door: Door, proxy: Proxy, n
 class TestWhatCannotBeAsked:
     ACTIONS = ("checkpresent", "putoffset", "remove", "lockcontent")
 
-    def everything(self, door: Door) -> Iterator[Any]:
-        yield get(door, HELLO)
-        yield get(door, HELLO, method="HEAD")
-        yield put(door, LARGE_KEY, LARGE)
-        yield post(door, "gettimestamp")
-        yield post(door, "remove-before", key=HELLO, timestamp=10**10)
+    def everything(self, door: Door, uuid: UUID = NODE) -> Iterator[Any]:
+        yield door.get(HELLO, uuid=uuid)
+        yield door.get(HELLO, uuid=uuid, method="HEAD")
+        yield door.put(LARGE_KEY, LARGE, uuid=uuid)
+        yield door.post("gettimestamp", uuid=uuid)
+        yield door.post("remove-before", uuid=uuid, key=HELLO, timestamp=10**10)
         for action in self.ACTIONS:
-            yield post(door, action, key=HELLO)
+            yield door.post(action, uuid=uuid, key=HELLO)
 
     def test_a_node_that_is_not_there(self, door: Door, nodes: Nodes) -> None:
         nodes.scripts = [lambda link: None]
@@ -391,6 +391,25 @@ class TestWhatCannotBeAsked:
         with Door(below=[proxy.directory]) as door:
             assert (get(door, HELLO).status, get(door, HELLO).body) == (502, b"unknown uuid")
         assert nodes.links == []
+
+    def test_special_remotes(self, proxy: Proxy, nodes: Nodes, tmp_path: Path) -> None:
+        """They are not used yet; what is asked of one hangs nowhere, and is told so."""
+        (tmp_path / "store").mkdir()
+        settings = {"annex-directory": str(tmp_path / "store"), "annex-uuid": OTHER.decode(), "annex-proxy": "true"}
+        set_config(proxy.directory, {f"remote.special.{name}": value for name, value in settings.items()})
+        listed = f"{NODE.decode()}:b {OTHER.decode()}:special"
+        proxy.write_branch(
+            proxy_log=f"1795342684s {OWN.decode()} {listed}\n",
+            remote_log=f"{OTHER.decode()} encryption=none name=special type=directory timestamp=1795342684s\n",
+        )
+        with Door(below=[proxy.directory], limits=Limits(jobs=1, grace=1.0)) as door:
+            start = time.monotonic()
+            for answer in self.everything(door, UUID(OTHER)):
+                assert answer.status == 502
+                assert not answer.body or b"it is a special remote (directory)" in answer.body
+            assert time.monotonic() - start < 5
+            assert door.post("gettimestamp", uuid=OWN).status == 200
+        assert list((tmp_path / "store").iterdir()) == nodes.links == []
 
     def test_a_connection_that_ended_meanwhile(self, door: Door, node: RealNode, nodes: Nodes) -> None:
         def once(link: Link) -> None:

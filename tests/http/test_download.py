@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
@@ -15,7 +16,20 @@ import pytest
 from annexshell.annex.send import LocalContent
 from annexshell.http.server import Limits
 from annexshell.key import Key
-from tests.http.doors import ABSENT, CLIENT, EMPTY, HELLO, SERVED, Door, Place, key_of, quoted, received, wait_until
+from tests.http.doors import (
+    ABSENT,
+    CLIENT,
+    EMPTY,
+    HELLO,
+    SERVED,
+    Door,
+    Place,
+    key_of,
+    quoted,
+    received,
+    target,
+    wait_until,
+)
 
 LARGE = os.urandom(12_000_001)  # much more than sockets hold
 SOME = LARGE[:200_000]  # too much to be sent with the headers
@@ -94,6 +108,50 @@ def test_a_connection_is_used_again(either_door: Door, place: Place) -> None:
         assert connection.ask("GET", path).body == SOME
         assert connection.ask("GET", path + "x&offset=-1").status == 400
         assert connection.ask("HEAD", path).data_length == len(SOME)
+    connection.close()
+
+
+class TimeMachine(asyncio.SelectorEventLoop):
+    """A loop on which time can be made to pass, from any thread."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+    def travel(self, seconds: float) -> None:
+        self.ahead += seconds
+        self.call_soon_threadsafe(lambda: None)
+
+
+@pytest.mark.parametrize("shape", ["plain", "tls"])
+def test_an_idle_connection_stays_for_minutes(open_door: Callable[..., Door], shape: str) -> None:
+    """Clients use one again after half a minute, and an upload over one that has been closed cannot be repeated."""
+    loops: list[TimeMachine] = []
+
+    def make() -> TimeMachine:
+        loops.append(TimeMachine())
+        return loops[-1]
+
+    door = open_door(shape, loop=make)
+    connection = door.connect()
+    for idle in (1, 60, 250):
+        headers = {"X-git-annex-data-length": "3"}
+        answer = connection.ask("POST", target("put", key=key_of(b"abc")), headers, [b"abc"])
+        assert answer.json == {"plusuuids": [], "stored": True}
+        loops[0].travel(idle)
+        time.sleep(0.05)
+    assert connection.ask("POST", target("remove", key=key_of(b"abc"))).json["removed"] is True
+    connection.sock.settimeout(0.1)
+
+    def is_closed() -> bool:
+        loops[0].travel(1000)  # again and again, as it may not have been idle yet
+        try:
+            return connection.sock.recv(1) == b""
+        except TimeoutError:
+            return False
+
+    wait_until(is_closed)
     connection.close()
 
 

@@ -177,6 +177,80 @@ def _ended(pid: int) -> bool:
     return True
 
 
+class TestKilled:
+    """By SIGKILL, or by a machine that loses its power."""
+
+    @staticmethod
+    def kill(program: Program) -> None:
+        program.process.kill()
+        program.ended(-signal.SIGKILL)
+
+    def test_what_was_locked_stays_so_until_its_time_is_over(self, place):
+        with serve(place) as program, closing(program.connect()) as client:
+            lockid = program.post("lockcontent", key=HELLO).json["lockid"]
+            client.send_head("POST", target("keeplocked", 4, lockid=lockid), {}, ())
+            client.send_chunk(b'{"unlock":false}\n')
+            assert program.post("remove", key=HELLO).json["removed"] is False
+            self.kill(program)
+        retention = place.beside(HELLO, ".rtm")
+        with serve(place) as program:
+            assert program.post("remove", key=HELLO).json == {"removed": False, "plusuuids": []}
+            # The id means nothing any more.
+            assert program.post("keeplocked", lockid=lockid).json == {"locked": False}
+            assert program.post("remove", key=HELLO).json["removed"] is False
+            retention.write_text(f"{time.time() - 1}s\n")
+            assert program.post("remove", key=HELLO).json["removed"] is True
+
+    def test_an_upload_is_gone_on_with(self, place):
+        content = os.urandom(3 << 20)
+        key = key_of(content)
+        with serve(place) as program, closing(program.connect()) as client:
+            client.send_head("POST", target("put", 4, key=key), {"X-git-annex-data-length": str(len(content))}, ())
+            client.send_chunk(content[: 1 << 20])
+            wait_until(lambda: len(place.partial(key) or b"") >= 1 << 20)
+            self.kill(program)
+        with serve(place) as program, closing(program.connect()) as client:
+            offset = program.post("putoffset", key=key).json["offset"]
+            assert offset == 1 << 20
+            headers = {"X-git-annex-data-length": str(len(content) - offset)}
+            answer = client.ask("POST", target("put", 4, key=key, offset=offset), headers, content[offset:])
+            assert answer.json == {"stored": True, "plusuuids": []}
+        assert place.content(key) == content
+
+    def test_what_was_recorded_is_committed_later(self, place):
+        with serve(place) as program:
+            assert program.post("remove", key=HELLO).json["removed"] is True
+            self.kill(program)
+        assert f" 0 {place.uuid}".encode() in place.logged(HELLO)
+        with serve(place) as program:
+            assert program.post("remove", key=key_of(b"x")).json["removed"] is True
+            wait_until(lambda: is_committed(place, HELLO))
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_its_socket_is_replaced(self, place, workers):
+        with tempfile.TemporaryDirectory() as directory:  # of a short name
+            path = Path(directory) / "http.sock"
+
+            def connect() -> socket.socket:
+                client = socket.socket(socket.AF_UNIX)
+                client.settimeout(20)
+                client.connect(str(path))
+                return client
+
+            options = [f"--socket={path}", f"--workers={workers}"]
+            with serve(place, *options) as program:
+                running = program.workers() if workers > 1 else []
+                self.kill(program)
+            wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in running))
+            assert path.is_socket()
+            with pytest.raises(ConnectionRefusedError):
+                connect()
+            with serve(place, *options) as program:
+                assert program.post("checkpresent", connect(), key=HELLO).json == {"present": True}
+                assert program.stop() == ""
+            assert not path.exists()
+
+
 class TestWithout:
     def test_uvloop(self, tmp_path, place):
         (tmp_path / "uvloop.py").write_text("raise ImportError\n")

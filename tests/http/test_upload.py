@@ -14,6 +14,7 @@ import pytest
 from annexshell.annex.receive import LocalUpload
 from annexshell.key import Key
 from tests.http.doors import CLIENT, HELLO, SERVED, Door, Place, key_of, target, wait_until
+from tests.shell import git
 
 CONTENT = os.urandom(3_000_000)
 KEY = key_of(CONTENT)
@@ -249,6 +250,29 @@ class TestOurTrouble:
         assert answer.startswith(b"HTTP/1.1 500 ") and answer.endswith(b"No space left on device")
         assert place.object(KEY) is None
         assert door.put(KEY, CONTENT).json == STORED
+
+    def test_no_directory(self, door: Door, place: Place) -> None:
+        """As with one that may not be written to."""
+        (place.git_dir / "annex" / "tmp").rmdir()
+        (place.git_dir / "annex" / "tmp").write_bytes(b"")
+        answer = door.put(KEY, CONTENT)
+        assert (answer.status, answer.headers["content-type"]) == (500, "text/plain;charset=utf-8")
+        assert b"\n" not in answer.body and answer.body
+        (place.git_dir / "annex" / "tmp").unlink()
+        assert door.put(KEY, CONTENT).json == STORED
+
+    def test_what_settings_refuse(self, place: Place, open_door: Callable[..., Door]) -> None:
+        git(place.directory, "config", "annex.securehashesonly", "true")
+        door = open_door()
+        start = time.monotonic()
+        answer = door.put(Key(b"WORM-s3--abc"), b"abc")
+        assert (answer.status, answer.body) == (500, b"annex.securehashesonly blocked transfer of WORM key")
+        git(place.directory, "config", "annex.diskreserve", "1000 petabytes")
+        answer = door.put(KEY, CONTENT)
+        assert answer.status == 500 and b"space" in answer.body
+        assert time.monotonic() - start < 2
+        assert place.running() == []
+        assert (place.object(KEY), place.object(Key(b"WORM-s3--abc"))) == (None, None)
 
     def test_a_bug(self, door: Door, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
