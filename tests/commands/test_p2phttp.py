@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +26,7 @@ from annexshell.commands import p2phttp
 from annexshell.errors import UsageError
 from annexshell.http.server import Limits
 from annexshell.http.users import new_token
-from tests.http.doors import HELLO, Place, received, target, wait_until
+from tests.http.doors import ABSENT, HELLO, Place, received, target, wait_until
 from tests.http.program import ROOT, Program, failure
 from tests.shell import git, make_repository
 
@@ -149,6 +152,109 @@ class TestTheCommandLine:
     def test_an_option_without_its_argument(self, shell):
         result = shell("p2phttp", "--bind", program="annexshell")
         assert (result.status, result.stderr) == (1, "Error: Option '--bind' requires an argument.\n")
+
+
+# Says what the program would serve with, and where.
+_TELL = """
+import json, sys
+from annexshell.cli_http import p2phttp as command
+from annexshell.commands import p2phttp
+told, listen = {}, p2phttp.listening.listen
+
+def note_place(bind, port, path, *, workers):
+    told.update(bind=bind, port=port, socket=path and path.decode(), workers=workers)
+    return listen("127.0.0.1", 0)
+
+def note_limits(listeners, repositories, gate, limits, role, tls, watch):
+    told.update(limits._asdict(), repositories=len(repositories))
+    told.update(log=watch.log is not None, format=watch.format, trusts=watch.trusts_proxy)
+
+p2phttp.listening.listen = note_place
+p2phttp.serve = note_limits
+p2phttp._run = lambda _: print(json.dumps(told), flush=True)
+command(sys.argv[1:])
+"""
+_DEFAULTS = {
+    "port": 9417,
+    "bind": None,
+    "socket": None,
+    "workers": 1,
+    "jobs": min((os.cpu_count() or 1) + 4, 32),
+    "transfers": 256,
+    "lockedfiles": 100,
+    "proxyconnections": 16,
+    "grace": 30.0,
+    "repositories": 1,
+    "log": False,
+    "format": "combined",
+    "trusts": False,
+}
+
+
+class TestWhatOptionsMean:
+    @pytest.mark.parametrize(
+        ("options", "meaning"),
+        [
+            ("", {}),
+            ("--port=1234 --bind=some.host", {"port": 1234, "bind": "some.host"}),
+            ("--socket=some/path", {"socket": "some/path"}),
+            ("-J3", {"jobs": 3}),
+            ("--jobs=1", {"jobs": 1}),
+            ("--jobs cpus", {"jobs": os.cpu_count()}),
+            ("-c annex.jobs=7", {"jobs": 7}),
+            ("-c annex.jobs=7 -J2", {"jobs": 2}),
+            ("--lockedfiles=0", {"lockedfiles": 0}),
+            ("--proxyconnections 5", {"proxyconnections": 5}),
+            ("--clusterjobs=5 --cpus=5", {}),
+            ("--transfers=9", {"transfers": 9}),
+            ("--grace=1.5", {"grace": 1.5}),
+            ("--directory=. --directory=..", {"repositories": 2}),
+            ("--access-log=log", {"log": True}),
+            ("--access-log=- --access-log-format=json", {"log": True, "format": "json"}),
+            ("--trust-forwarded-for", {"trusts": True}),
+        ],
+    )
+    def test_numbers_and_places(self, tmp_path, place, options, meaning):
+        make_repository(tmp_path / "other", annex_uuid="33333333-3333-4333-8333-333333333333", annex_version="10")
+        environ = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            [sys.executable, "-c", _TELL, "--wideopen", *options.split()],
+            cwd=place.directory,
+            env=environ,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout) == _DEFAULTS | meaning
+
+    @pytest.mark.parametrize(
+        ("options", "nobody", "alice"),
+        [
+            ("", [401, 401, 401, 401], [401, 401, 401, 401]),
+            ("--unauth-readonly", [200, 403, 403, 200], [200, 403, 403, 200]),
+            ("--unauth-readonly --unauth-nolocking", [200, 403, 403, 403], [200, 403, 403, 403]),
+            ("--unauth-appendonly", [200, 200, 403, 200], [200, 200, 403, 200]),
+            ("--wideopen", [200, 200, 200, 200], [200, 200, 200, 200]),
+            ("--authenv", [401, 401, 401, 401], [401, 401, 401, 401]),
+            ("--authenv-http", [401, 401, 401, 401], [200, 200, 200, 200]),
+            ("--authenv-http --unauth-readonly", [200, 401, 401, 200], [200, 200, 200, 200]),
+        ],
+    )
+    @pytest.mark.parametrize("tls", [False, True])
+    def test_who_may_do_what(self, place, certificate, options, nobody, alice, tls):
+        """Reading, writing, removing and locking."""
+        environ = {"GIT_ANNEX_P2PHTTP_PASSWORD_alice": "secret"}
+        files = [*certificate.options, f"--chainfile={certificate.chain}"] if tls else []
+        if tls and options == "--authenv":
+            alice = [200] * 4
+        with Program(place.directory, *options.split(), *files, environ=environ) as program:
+            trust = certificate.trust() if tls else None
+            for headers, expected in (({}, nobody), (BASIC, alice)):
+                asked = [
+                    program.post(action, program.socket(trust), key=ABSENT, headers=headers).status
+                    for action in ("checkpresent", "putoffset", "remove", "lockcontent")
+                ]
+                assert asked == expected
 
 
 class TestCannotBegin:
