@@ -75,8 +75,15 @@ class Role(Protocol):
     def place(self) -> Place | None:
         """None: it is the only one."""
 
+    @property
+    def heartbeat(self) -> float | None:
+        """Seconds between calls of :meth:`alive`, None if nobody wants to know."""
+
     def ready(self) -> None:
         """Requests are served from now on."""
+
+    def alive(self) -> None:
+        """They still are: the event loop goes round."""
 
     def stopping(self) -> None:
         """No more requests are taken."""
@@ -91,9 +98,14 @@ class Alone:
 
     def __init__(self, status: str) -> None:
         self._status = status
+        interval = systemd.watchdog()
+        self.heartbeat = None if interval is None else interval / 2
 
     def ready(self) -> None:
         systemd.ready(self._status)
+
+    def alive(self) -> None:
+        systemd.alive()
 
     def stopping(self) -> None:
         systemd.stopping()
@@ -124,6 +136,10 @@ async def serve(
             loop.remove_reader(role.lifeline)
         _end_after(limits.grace + CLOSING)
 
+    def beat(seconds: float) -> None:
+        role.alive()
+        loop.call_later(seconds, beat, seconds)
+
     # Whoever sends this wants files to be read again; those of users are anyway, when they change.
     loop.add_signal_handler(signal.SIGHUP, certificates.reload if certificates else lambda: None)
     tls = certificates.context if certificates else None
@@ -133,6 +149,8 @@ async def serve(
         if role.lifeline is not None:
             loop.add_reader(role.lifeline, on_stop)
         role.ready()
+        if role.heartbeat is not None:
+            beat(role.heartbeat)
         await stop.wait()
         role.stopping()
         listeners.close()

@@ -20,7 +20,7 @@ from annexshell.http.siblings import Place
 from annexshell.process import Pipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -40,13 +40,17 @@ class Worker:
 
     signals = (signal.SIGTERM,)  # what a terminal sends to all of us is for the parent
 
-    def __init__(self, place: Place, lifeline: int, ready_fd: int) -> None:
+    def __init__(self, place: Place, lifeline: int, said_fd: int, heartbeat: float | None = None) -> None:
         self.place = place
         self.lifeline = lifeline
-        self._ready_fd = ready_fd
+        self.heartbeat = heartbeat
+        self._said_fd = said_fd
 
     def ready(self) -> None:
-        os.write(self._ready_fd, b"%d\n" % self.place.number)
+        self.alive()
+
+    def alive(self) -> None:
+        os.write(self._said_fd, b"%d\n" % self.place.number)
 
     def stopping(self) -> None:
         pass  # the parent has told
@@ -76,7 +80,8 @@ class Supervisor:
         self._began: dict[int, float] = {}  # by number
         self._pauses = dict.fromkeys(range(count), FIRST_PAUSE)
         self._due: dict[int, float] = {}  # when those are to be started that do not run
-        self._ready: set[int] = set()  # those that serve
+        self._watchdog = systemd.watchdog()  # seconds; None: what hangs is not ended
+        self._heard: dict[int, float] = {}  # when last, of those that serve
         self._tried: set[int] = set()  # those that have served, be it in an earlier life
         self._deadline: float | None = None  # set when they were told to stop
         self._exit_status = 0
@@ -105,6 +110,8 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         times = [self._deadline] if self._deadline is not None else list(self._due.values())
+        if self._watchdog is not None:
+            times.append(time.monotonic() + self._watchdog / 2)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _obey(self, number: int) -> None:
@@ -114,7 +121,7 @@ class Supervisor:
             else:
                 self._stop()
         elif number == signal.SIGHUP:
-            self._kill(signal.SIGHUP, self._ready)
+            self._kill(signal.SIGHUP, self._heard)
 
     def _stop(self) -> None:
         systemd.stopping()
@@ -122,7 +129,7 @@ class Supervisor:
         self._deadline = time.monotonic() + self._patience + EXTRA
         self._kill(signal.SIGTERM)
 
-    def _kill(self, number: int, those: set[int] | None = None) -> None:
+    def _kill(self, number: int, those: Collection[int] | None = None) -> None:
         for pid, worker in self._running.items():
             if those is None or worker in those:
                 os.kill(pid, number)
@@ -132,23 +139,31 @@ class Supervisor:
             said = os.read(self._said.read_fd, 1 << 16)
         except BlockingIOError:
             return
-        was_complete = len(self._tried) == self._count
-        self._ready.update(map(int, said.split()))
-        self._tried |= self._ready
-        if len(self._tried) == self._count and not was_complete:
+        was_complete = self._is_complete
+        self._heard |= dict.fromkeys(map(int, said.split()), time.monotonic())
+        self._tried.update(self._heard)
+        if self._is_complete and not was_complete:
             systemd.ready(self._status_text)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all have begun."""
+        return len(self._tried) == self._count
 
     def _reap(self) -> None:
         while self._running:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
+            self._listen()  # to the last that it has said, which is not to be taken for the next one's
             number = self._running.pop(pid, None)
-            if number is not None and self._deadline is None:
+            if number is None:
+                continue
+            self._heard.pop(number, None)
+            if self._deadline is None:
                 self._replace(number, os.waitstatus_to_exitcode(status))
 
     def _replace(self, number: int, status: int) -> None:
-        self._ready.discard(number)
         if number not in self._tried:
             self._exit_status = 1  # it has said why
             self._stop()
@@ -164,6 +179,12 @@ class Supervisor:
 
     def _act(self) -> None:
         now = time.monotonic()
+        if self._watchdog is not None and self._is_complete:
+            systemd.alive()
+            hung = {number for number, heard in self._heard.items() if heard + self._watchdog < now}
+            if hung:
+                log.warn(f"killing workers that hang: {', '.join(map(str, sorted(hung)))}")
+                self._kill(signal.SIGKILL, hung)
         if self._deadline is not None:
             if self._deadline <= now and self._running:
                 log.warn("some workers do not end; killing them")
@@ -202,7 +223,8 @@ class Supervisor:
             self._lifeline.close_write()
             self._said.close_read()
             place = Place(number, self._count, self._directory)
-            self._work(Worker(place, self._lifeline.read_fd, self._said.write_fd))
+            heartbeat = None if self._watchdog is None else self._watchdog / 2
+            self._work(Worker(place, self._lifeline.read_fd, self._said.write_fd, heartbeat))
             status = 0
         except (AnnexshellError, OSError) as reason:
             log.error(f"worker {number}: {reason}")

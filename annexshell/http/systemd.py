@@ -1,4 +1,4 @@
-"""What systemd is told, and what it hands over: sd_notify(3), sd_listen_fds(3)."""
+"""What systemd is told, and what it hands over: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def stopping() -> None:
 def status(text: str) -> None:
     """What is going on, to be shown by ``systemctl status``."""
     notify(f"STATUS={log.printable(text)}")
+
+
+def watchdog() -> float | None:
+    """Seconds after which the service manager takes us for dead if it hears nothing; None if it does not listen."""
+    interval = os.environ.get("WATCHDOG_USEC", "")
+    is_ours = os.environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+    if not (is_ours and interval.isascii() and interval.isdigit()):
+        return None
+    return int(interval) / 1e6 or None
+
+
+def alive() -> None:
+    """To be told twice in each interval of the watchdog."""
+    notify("WATCHDOG=1")
 
 
 def notify(*assignments: str) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,14 @@ class Program:
         found = re.search(r"127\.0\.0\.1:(\d+)", said)
         if found:
             self.port = int(found[1])
+
+    def says_for(self, seconds: float) -> list[str]:
+        """What it says in that time, be it nothing."""
+        end, said = time.monotonic() + seconds, []
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._manager], [], [], left)[0]:
+                said.append(self.next_said())
+        return said
 
     def next_said(self) -> str:
         self.said.append(self._manager.recv(1 << 16).decode())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from annexshell.http import server, supervisor, systemd
 from annexshell.http.listening import DEFAULT_PORT
 from annexshell.http.server import Limits
 from annexshell.http.systemd import CannotTakeSockets, take_sockets
-from tests.http.doors import Place
+from tests.http.doors import HELLO, Place, wait_until
 from tests.http.program import Program
 
 UNITS = Path(__file__).parents[2] / "systemd"
@@ -60,6 +63,72 @@ class TestNotify:
                 break
         else:
             pytest.fail("it took everything")
+
+
+class TestWatchdog:
+    @pytest.mark.parametrize(
+        ("interval", "pid", "seconds"),
+        [
+            ("30000000", "", 30.0),
+            ("500000", str(os.getpid()), 0.5),
+            ("30000000", "1", None),
+            ("", "", None),
+            ("0", "", None),
+            ("x", "", None),
+            ("-5", "", None),
+            ("\u00b2", "", None),
+        ],
+    )
+    def test_what_the_manager_wants(self, monkeypatch, interval, pid, seconds):
+        monkeypatch.setenv("WATCHDOG_USEC", interval)
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+        assert systemd.watchdog() == seconds
+        monkeypatch.delenv("WATCHDOG_USEC")
+        assert systemd.watchdog() is None
+
+    @pytest.fixture(params=[1, 2])
+    def workers(self, request):
+        return request.param
+
+    def start(self, tmp_path, workers, interval="400000"):
+        place = Place(tmp_path / "annex")
+        options = ("--wideopen", f"--workers={workers}")
+        return Program(place.directory, *options, environ={"WATCHDOG_USEC": interval})
+
+    def test_it_is_told_that_we_live_twice_in_its_interval(self, tmp_path, workers):
+        with self.start(tmp_path, workers) as program:
+            said = program.says_for(2)
+            assert set(said) == {"WATCHDOG=1"}
+            assert 8 <= len(said) <= 12 * workers
+            program.stop()
+
+    def test_and_nothing_if_we_do_not(self, tmp_path, workers):
+        with self.start(tmp_path, workers) as program:
+            program.tell(signal.SIGSTOP)
+            program.says_for(0.1)
+            assert program.says_for(0.8) == []
+            program.tell(signal.SIGCONT)
+            assert program.says_for(0.5)
+            program.stop()
+
+    def test_nobody_wants_to_know(self, tmp_path, workers):
+        with self.start(tmp_path, workers, "") as program:
+            assert program.says_for(0.7) == []
+            program.stop()
+
+    def test_a_worker_that_hangs_is_replaced(self, tmp_path):
+        with self.start(tmp_path, 2) as program:
+            before = program.workers()
+            os.kill(before[1], signal.SIGSTOP)
+            wait_until(lambda: len(set(program.workers()) - set(before)) == 1)
+            assert before[0] in program.workers()
+            time.sleep(1)  # the new one is not taken for the old one
+            assert len(set(program.workers()) & set(before)) == 1
+            assert program.post("gettimestamp").status == 200
+            errors = program.stop()
+        assert errors == (
+            "  killing workers that hang: 1\n  worker 1 was killed by signal 9; starting another one in 1 s\n"
+        )
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -119,6 +188,40 @@ class TestTakeSockets:
             take_sockets(environment(), ours.fileno())
 
 
+class TestProgram:
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_all_sockets_that_it_is_given_are_served(self, tmp_path, workers):
+        place = Place(tmp_path / "annex")
+        place.store(HELLO, b"hello\n")
+        local = socket.socket(socket.AF_UNIX)
+        with socket.create_server(("127.0.0.1", 0)) as tcp, local, tempfile.TemporaryDirectory() as directory:
+            local.bind(f"{directory}/s")
+            local.listen()
+            names = {"LISTEN_FDNAMES": "web:annexshell-p2phttp.socket"}
+            options = ("--wideopen", f"--workers={workers}")
+            with Program(place.directory, *options, environ=names, listening=[tcp, local]) as program:
+                # In the words of "systemctl status".
+                assert f"127.0.0.1:{tcp.getsockname()[1]}, {directory}/s" in program.said[0]
+                for ours in (tcp, local):
+                    connected = socket.socket(ours.family)
+                    connected.settimeout(20)
+                    connected.connect(ours.getsockname())
+                    assert program.post("checkpresent", connected, key=HELLO).json == {"present": True}
+                program.tell(signal.SIGTERM)
+                assert program.next_said() == "STOPPING=1\nSTATUS=Finishing what was begun"
+                program.ended()
+            # They are the manager's, and stay.
+            assert os.path.exists(f"{directory}/s")
+            socket.create_connection(tcp.getsockname(), timeout=20).close()
+
+    def test_who_has_none_is_not_mistaken(self, tmp_path):
+        """For another process, as its environment may be ours."""
+        place = Place(tmp_path / "annex")
+        with Program(place.directory, "--wideopen", environ={"LISTEN_PID": "1", "LISTEN_FDS": "1"}) as program:
+            assert program.post("gettimestamp").status == 200
+            assert program.stop() == ""
+
+
 def free_descriptors(count: int) -> int:
     """The first of several that are not in use."""
     with open(os.devnull) as file:
@@ -153,6 +256,11 @@ class TestUnits:
         assert service["KillMode"] == ["mixed"]
         (timeout,) = service["TimeoutStopSec"]
         assert int(timeout.removesuffix("s")) > Limits().grace + server.CLOSING + supervisor.EXTRA
+
+    def test_it_is_started_again_if_it_hangs(self):
+        service = settings("annexshell-p2phttp.service", "Service")
+        assert service["WatchdogSec"] == ["2min"]
+        assert service["Restart"] == ["on-failure"]  # which that is
 
     def test_its_options_are_ours(self, tmp_path):
         place = Place(tmp_path / "annex")
