@@ -70,6 +70,7 @@ class Targets:
         self.shared = shared
         self.lockids: list[str] = []
         self.contents: dict[str, bytes] = {}  # what rude clients have begun to upload
+        self.spoiled: set[str] = set()  # keys of which other bytes may have been uploaded
         self.stored: list[tuple[str, str]] = []  # uuid and key of what they were told is there
 
 
@@ -276,6 +277,8 @@ class Rude:
         self._some_end()
 
     def _make_no_sense(self, question: Question) -> None:
+        if question.stores:
+            self._targets.spoiled.add(question.stores[1])
         data = bytearray(question.data[:50_000])
         if self._source.random() < 0.3:
             data = bytearray(self._source.randbytes(self._source.randint(1, 5000)))
