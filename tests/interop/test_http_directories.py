@@ -8,6 +8,7 @@ import shutil
 
 from annexshell.http.repositories import Repositories, Served
 from annexshell.uuid import UUID
+from tests.interop.proxies import git_annex_knows_proxies
 
 
 def find(repositories: Repositories, uuid: str) -> Served | None:
@@ -42,25 +43,27 @@ def test_a_worktree_that_git_annex_has_changed(tmp_path, make_server):
         assert served.repo.commondir == os.fsencode(main.git_dir)
 
 
-def test_updateproxy(tmp_path, make_server):
-    proxy, node = make_server("top/proxy", bare=False), make_server("node")
-    uuid = node.uuid
-    with (
-        Repositories.below([os.fsencode(tmp_path / "top")]) as below,
-        Repositories.single(os.fsencode(proxy.path)) as single,
-    ):
-        for repositories in (below, single):
-            assert find(repositories, uuid) is None
-        proxy.git("remote", "add", "node", node.path)
-        proxy.git("config", "remote.node.annex-proxy", "true")
-        proxy.annex("sync", "--no-content", "node", check=False)  # to get to know its uuid
-        proxy.annex("updateproxy")
-        for repositories in (below, single):
-            served = find(repositories, uuid)
-            assert served is not None and served.proxied
-            assert served.repo.path == os.fsencode(proxy.path)
-        proxy.git("config", "remote.node.annex-proxy", "false")
-        proxy.annex("updateproxy")
-        for repositories in (below, single):
-            assert find(repositories, "unknown") is None
-            assert find(repositories, uuid) is None
+if git_annex_knows_proxies():
+
+    def test_updateproxy(tmp_path, make_server):
+        proxy, node = make_server("top/proxy", bare=False), make_server("node")
+        uuid = node.uuid
+        with (
+            Repositories.below([os.fsencode(tmp_path / "top")]) as below,
+            Repositories.single(os.fsencode(proxy.path)) as single,
+        ):
+            for repositories in (below, single):
+                assert find(repositories, uuid) is None
+            proxy.git("remote", "add", "node", node.path)
+            proxy.git("config", "remote.node.annex-proxy", "true")
+            proxy.annex("sync", "--no-content", "node", check=False)  # to get to know its uuid
+            proxy.annex("updateproxy")
+            for repositories in (below, single):
+                served = find(repositories, uuid)
+                assert served is not None and served.proxied
+                assert served.repo.path == os.fsencode(proxy.path)
+            proxy.git("config", "remote.node.annex-proxy", "false")
+            proxy.annex("updateproxy")
+            for repositories in (below, single):
+                assert find(repositories, "unknown") is None
+                assert find(repositories, uuid) is None
