@@ -111,6 +111,21 @@ def test_a_connection_is_used_again(either_door: Door, place: Place) -> None:
     connection.close()
 
 
+def test_who_gets_what_is_told_to_others(door: Door, place: Place, large: Key) -> None:
+    """As with any other way to get it; but not for what is over before anybody could look."""
+    assert door.get(HELLO).body == b"hello\n"
+    assert not (place.git_dir / "annex" / "transfer" / "upload").exists()
+    for path in (f"v4/key/{large}?clientuuid={CLIENT}", f"key/{large}"):
+        with door.socket() as connection:
+            connection.sendall(f"GET /git-annex/{SERVED}/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(10)
+            who = CLIENT if "clientuuid" in path else SERVED
+            wait_until(
+                lambda who=who: place.running() == [f"upload/{who}/{name}" for name in (large, f"lck.{large}")]
+            )
+        wait_until(lambda: place.running() == [])
+
+
 class TimeMachine(asyncio.SelectorEventLoop):
     """A loop on which time can be made to pass, from any thread."""
 
