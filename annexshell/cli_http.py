@@ -105,6 +105,12 @@ _directory = click.Path(exists=True, file_okay=False)
 @_listening("--port", type=click.IntRange(0, 65535), default=9417, show_default=True, metavar="N", help="TCP port.")
 @_listening("--bind", metavar="ADDRESS", help="Address or host name to listen on.  [default: all]")
 @_listening("--socket", "socket_path", type=click.Path(), metavar="PATH", help="Unix socket, instead of TCP.")
+@_listening(
+    "--path-prefix",
+    default="",
+    metavar="PATH",
+    help="Be at annex+http://HOST/PATH/, beside others that are at other paths.",
+)
 @_listening("--certfile", type=_file, metavar="FILE", help="TLS certificate, for HTTPS.")
 @_listening("--privatekeyfile", type=_file, metavar="FILE", help="Its private key.")
 @_listening("--chainfile", type=_file, metavar="FILE", multiple=True, help="Certificates that it rests upon.")
@@ -197,6 +203,7 @@ def p2phttp(
     port: int,
     bind: str | None,
     socket_path: str | None,
+    path_prefix: str,
     certfile: str | None,
     privatekeyfile: str | None,
     chainfile: tuple[str, ...],
@@ -263,7 +270,7 @@ def p2phttp(
         permissions=_fsencoded(permissions),
     )
     watching = p2phttp.Watching(access_log, access_log_format, trust_forwarded_for, metrics)
-    where = p2phttp.Where(port, bind, socket_path, certfile, privatekeyfile, chainfile)
+    where = p2phttp.Where(port, bind, socket_path, path_prefix, certfile, privatekeyfile, chainfile)
     limits = Limits(transfers=transfers, lockedfiles=lockedfiles, proxyconnections=proxyconnections, grace=grace)
     try:
         status = p2phttp.run(

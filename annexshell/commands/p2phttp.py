@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from annexshell import log, process
 from annexshell.checks import drop_git_variables
 from annexshell.errors import UsageError
-from annexshell.http import certificates, listening, users
+from annexshell.http import certificates, listening, prefix, users
 from annexshell.http.accesslog import LogFile
 from annexshell.http.auth import Options, open_gate
 from annexshell.http.observing import Watch
@@ -47,6 +47,7 @@ class Where(NamedTuple):
     port: int = listening.DEFAULT_PORT
     bind: str | None = None
     socket: str | None = None
+    path_prefix: str = ""
     certificate: str | None = None
     key: str | None = None
     chain: Sequence[str] = ()
@@ -76,6 +77,7 @@ def run(
         repositories = parts.enter_context(
             Repositories.below(map(os.fsencode, directories)) if directories else Repositories.single(b".")
         )
+        path_prefix = prefix.parse(where.path_prefix)
         gate = open_gate(access)
         users.forget_passwords(os.environb)
         _allow_many_files()
@@ -86,7 +88,7 @@ def run(
         status = f"Serving {_count(repositories)} on {', '.join(listeners.addresses())}"
 
         def work(role: Role) -> None:
-            _run(serve(listeners, repositories, gate, limits.share(workers), role, tls, watch))
+            _run(serve(listeners, repositories, gate, limits.share(workers), role, tls, watch, path_prefix))
 
         if workers > 1:
             return Supervisor(workers, work, limits.grace + CLOSING, status, listeners.close).run()

@@ -31,7 +31,7 @@ METRICS = "/metrics"
 PERIOD = 1.0  # seconds between looks at what is going on
 GONE = 499  # the status of a client that did not wait for its answer, as nginx has it
 OTHER = "other"  # the action of what is none of the API's
-_ACTION = re.compile(r"/git-annex/[^/?]*/(?:v[0-9]+/)?([a-z-]+)")
+_ACTION = re.compile(r"[^?]*?/git-annex/[^/?]*/(?:v[0-9]+/)?([a-z-]+)")
 _observation: ContextVar[Observation | None] = ContextVar("observation", default=None)
 
 

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from annexshell import log
-from annexshell.http import siblings, systemd
+from annexshell.http import prefix, siblings, systemd
 from annexshell.http.connections import Server
 from annexshell.http.door import Door
 from annexshell.http.locks import Locks
@@ -119,6 +119,7 @@ async def serve(
     role: Role,
     certificates: Certificates | None = None,
     watch: Watch = NOBODY,
+    path_prefix: str = "",
 ) -> None:
     """Serve until told to stop, and then until what is going on is finished, or time is up.
 
@@ -143,7 +144,7 @@ async def serve(
     # Whoever sends this wants files to be read again; those of users are anyway, when they change.
     loop.add_signal_handler(signal.SIGHUP, certificates.reload if certificates else lambda: None)
     tls = certificates.context if certificates else None
-    async with serving(listeners.for_worker(), repositories, gate, limits, tls, role.place, watch):
+    async with serving(listeners.for_worker(), repositories, gate, limits, tls, role.place, watch, path_prefix):
         for number in role.signals:
             loop.add_signal_handler(number, on_stop)
         if role.lifeline is not None:
@@ -165,6 +166,7 @@ async def serving(
     tls: ssl.SSLContext | None = None,
     place: Place | None = None,
     watch: Watch = NOBODY,
+    path_prefix: str = "",
 ) -> AsyncIterator[None]:
     """Serve for the length of an ``async with`` block, and then until what is going on is finished, or time is up."""
     # Threads of their own, so that requests are in the way of neither locks nor commits.
@@ -190,6 +192,7 @@ async def serving(
             others = Siblings(place)
             parts.push_async_callback(others.close)
             answer = others.before(answer)
+        answer = prefix.before(path_prefix, answer)
         gauges: Gauges = {
             "transfers": ("Transfers of content that are going on.", lambda: workers.transferring),
             "locks": ("Locks on content that clients hold.", lambda: locks.count),

@@ -165,8 +165,8 @@ def note_place(bind, port, path, *, workers):
     told.update(bind=bind, port=port, socket=path and path.decode(), workers=workers)
     return listen("127.0.0.1", 0)
 
-def note_limits(listeners, repositories, gate, limits, role, tls, watch):
-    told.update(limits._asdict(), repositories=len(repositories))
+def note_limits(listeners, repositories, gate, limits, role, tls, watch, prefix):
+    told.update(limits._asdict(), repositories=len(repositories), prefix=prefix)
     told.update(log=watch.log is not None, format=watch.format, trusts=watch.trusts_proxy)
 
 p2phttp.listening.listen = note_place
@@ -185,6 +185,7 @@ _DEFAULTS = {
     "proxyconnections": 16,
     "grace": 30.0,
     "repositories": 1,
+    "prefix": "",
     "log": False,
     "format": "combined",
     "trusts": False,
@@ -198,6 +199,8 @@ class TestWhatOptionsMean:
             ("", {}),
             ("--port=1234 --bind=some.host", {"port": 1234, "bind": "some.host"}),
             ("--socket=some/path", {"socket": "some/path"}),
+            ("--path-prefix=/some/path/", {"prefix": "/some/path"}),
+            ("--path-prefix=/", {}),
             ("-J3", {"jobs": 3}),
             ("--jobs=1", {"jobs": 1}),
             ("--jobs cpus", {"jobs": os.cpu_count()}),

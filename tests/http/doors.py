@@ -113,6 +113,7 @@ class Door:
         environ: Mapping[bytes, bytes] | None = None,
         loop: Any = asyncio.new_event_loop,
         watch: Watch = NOBODY,
+        path_prefix: str = "",
         **options: Any,
     ) -> None:
         self.place = place
@@ -123,6 +124,7 @@ class Door:
         self._gate = open_gate(Options(**(options or {"wideopen": True})), environ or {})
         self._new_loop = loop
         self._watch = watch
+        self._path_prefix = path_prefix
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="door")
         self._failure: BaseException | None = None
@@ -143,7 +145,8 @@ class Door:
             assert listeners.port is not None
             self.port = listeners.port
             sockets = listeners.for_worker()
-            async with serving(sockets, repositories, self._gate, self._limits, self._tls, watch=self._watch):
+            options: Any = {"watch": self._watch, "path_prefix": self._path_prefix}
+            async with serving(sockets, repositories, self._gate, self._limits, self._tls, **options):
                 self._ready.set()
                 await self._stop.wait()
 

@@ -122,6 +122,22 @@ def test_there_and_back(
     assert not [path for path in (server.git_dir / "annex" / "journal").glob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("end", ["", "/"])
+def test_below_a_path(
+    make_server: Callable[..., Repo], make_client: Callable[..., Repo], serve: Callable[..., Door], end: str
+) -> None:
+    server = make_server()
+    door = serve(server, "--wideopen", "--path-prefix=/some/path")
+    client = make_client(origin=(server, f"annex+http://localhost:{door.port}/some/path{end}"))
+    key = client.add("a file+&%20", LARGE)
+    client.annex("copy", "--to=origin", ".")
+    client.annex("drop", ".")
+    client.annex("move", "--from=origin", ".")
+    assert (client.content(key), server.object(key)) == (LARGE, None)
+    client.git("config", "remote.origin.annexUrl", door.url)
+    assert client.annex("copy", "--to=origin", ".", check=False).status == 1
+
+
 def test_dropping_what_is_locked_elsewhere(
     make_server: Callable[..., Repo],
     make_client: Callable[..., Repo],
