@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tests.http.doors import CLIENT, quoted, target
 
 PATIENCE = 0.3  # seconds for which a rude client waits for anything
+NEVER = " (no answer)"
 _SLOW = 1.5  # seconds at the most for which it is slow
 _SILENT = 20  # connections at a time that stay and say nothing
 
@@ -58,14 +59,18 @@ class Figures:
 
 
 class Targets:
-    """What there is to be asked for. SHARED are contents by key that others upload, too."""
+    """What there is to be asked for, at what is SERVED, a NODE behind that, and another one that NEVER answers.
+
+    SHARED are contents by key that others upload, too.
+    """
 
     def __init__(
-        self, port: int, served: str, node: str, present: Mapping[str, bytes], shared: Mapping[str, bytes]
+        self, port: int, served: str, node: str, never: str, present: Mapping[str, bytes], shared: Mapping[str, bytes]
     ) -> None:
         self.port = port
         self.served = served
         self.node = node
+        self.never = never
         self.present = present
         self.shared = shared
         self.lockids: list[str] = []
@@ -104,7 +109,8 @@ class Asking:
         return self._source.choices(_QUESTIONS, _WEIGHTS)[0](self)
 
     def _uuid(self) -> str:
-        return self._targets.node if self._source.random() < 0.25 else self._targets.served
+        targets = self._targets
+        return self._source.choices((targets.served, targets.node, targets.never), (12, 4, 1))[0]
 
     def _post(self, action: str, uuid: str, *headers: str, body: bytes = b"", **query: object) -> bytes:
         version = self._source.choice((3, 4, 4, 4))
@@ -112,7 +118,7 @@ class Asking:
         return _head("POST", target(action, version, uuid, **query), *headers) + body
 
     def _named(self, name: str, uuid: str) -> str:
-        return f"{name} (node)" if uuid == self._targets.node else name
+        return name + {self._targets.node: " (node)", self._targets.never: NEVER}.get(uuid, "")
 
     def _some_key(self) -> str:
         return self._source.choice(list(self._targets.present))
@@ -195,8 +201,10 @@ class Rude:
         """Be a client, once."""
         manner = self._source.choices(_MANNERS, _HOW_OFTEN)[0]
         question = self._asking.question()
-        while question.contested and manner not in _SHORT_MANNERS:
-            question = self._asking.question()  # somebody waits for his turn
+        while question.contested and manner not in _SHORT_MANNERS:  # somebody waits for his turn
+            question = self._asking.question()
+        if question.name.endswith(NEVER) and manner is Rude._stay_to_the_end:
+            manner = Rude._half_close
         self._figures.rude([question.name], manner.__name__.strip("_").replace("_", " "))
         self._client = socket.socket()
         try:
