@@ -542,6 +542,10 @@ class TestLocks:
         unlock(door, lockid)
         unlock(door, lockid)
 
+    def test_the_id_may_be_wrapped(self, door: Door, place: Place, lockid: str) -> None:
+        unlock(door, f"[{base64.urlsafe_b64encode(lockid.encode()).decode()}]")
+        assert not any(path.exists() for path in lock_files(place))
+
     def test_two_locks(self, door: Door, place: Place, lockid: str) -> None:
         other = door.post("lockcontent", key=HELLO).json["lockid"]
         assert other != lockid

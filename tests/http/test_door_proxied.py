@@ -130,7 +130,7 @@ def test_gateways_that_are_not_to_be_asked_again(
     """The node is told of those that the client names, and not of us, as who is asked for itself has no way back."""
     node.version = node_version
     for _ in range(2):
-        also = f"&bypass={OTHER}&bypass=a&bypass={OTHER}"
+        also = f"&bypass={OTHER}&bypass[]=a&bypass={OTHER}"
         assert post(door, "checkpresent", version, key=HELLO, also=also).json == {"present": True}
     told = [b"BYPASS %s a" % OTHER] if min(version, node_version) >= 2 else []
     asked = b"CHECKPRESENT %s" % HELLO.serialized

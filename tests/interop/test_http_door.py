@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -16,7 +19,7 @@ from tests.http.certificates import make_certificate
 from tests.interop.conftest import IN_CI
 from tests.interop.harness import Repo, environment, make_home, pseudorandom, run, wait_until
 from tests.interop.proxies import git_annex_knows_proxies
-from tests.interop.webservers import Door, Front, Static, can_trust, trusting
+from tests.interop.webservers import Door, Front, Static, Wire, can_trust, trusting
 
 SHAPES = ["plain", *(["tls"] if IN_CI or can_trust() else [])]
 LARGE = pseudorandom(3_000_000)
@@ -262,6 +265,73 @@ def test_content_that_is_lost(
         result = client.annex("get", "--from=origin", name, check=False)
         assert result.status == 1
         assert not (client.path / name).exists()
+
+
+def ask(door: Door, action: str, uuid: str, body: bytes = b"", length: int | None = None, **query: str) -> Any:
+    """What is answered to a request of somebody else."""
+    words = urlencode({"clientuuid": "somebody", **query})
+    headers = {"Content-Length": str(len(body))}
+    if length is not None:
+        headers["X-git-annex-data-length"] = str(length)
+    url = f"http://127.0.0.1:{door.port}/git-annex/{uuid}/v4/{action}?{words}"
+    with urlopen(Request(url, body, headers), timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_what_another_client_has_stored_just_before(
+    make_server: Callable[..., Repo], make_client: Callable[..., Repo], serve: Callable[..., Door], parts: ExitStack
+) -> None:
+    """The client sends it all the same, and takes what is not read to its end for a failure."""
+    server = make_server()
+    door = serve(server)
+    content = pseudorandom(30_000_000)
+    stored: list[Any] = []
+
+    def store() -> None:
+        stored.append(ask(door, "put", server.uuid, content, len(content), key=key))
+
+    wire = Wire(door, b"/v4/put?", store)
+    parts.callback(wire.stop)
+    client = make_client(origin=(server, wire.url))
+    key = client.add("a file", content)
+    client.annex("copy", "--to=origin", "a file")
+    assert stored == [{"plusuuids": [], "stored": True}]
+    assert client.locations(key) == {client.uuid, server.uuid}
+
+
+def test_an_upload_that_is_not_allowed(
+    make_server: Callable[..., Repo], make_client: Callable[..., Repo], serve: Callable[..., Door]
+) -> None:
+    """It is refused before it is sent, and the client says why."""
+    server = make_server()
+    client = make_client(origin=(server, serve(server, "--unauth-readonly").url))
+    client.add("a file", pseudorandom(30_000_000))
+    result = client.annex("copy", "--to=origin", "a file", check=False)
+    assert result.status == 1 and "403 Forbidden" in result.err
+
+
+def test_what_clients_lock_git_annex_does_not_drop_here(
+    make_server: Callable[..., Repo], serve: Callable[..., Door]
+) -> None:
+    server = make_server(bare=False)
+    key = server.add("a file", LARGE)
+    door = serve(server)
+
+    def drop() -> int:
+        return server.annex("drop", "--force", "a file", check=False).status
+
+    locks = [ask(door, "lockcontent", server.uuid, key=key)["lockid"] for _ in range(2)]
+    assert drop() == 1
+    for lockid in locks:
+        assert server.content(key) == LARGE
+        ask(door, "keeplocked", server.uuid, b'{"unlock":true}', lockid=lockid)
+    assert drop() == 0
+    ask(door, "put", server.uuid, LARGE, len(LARGE), key=key)
+    ask(door, "lockcontent", server.uuid, key=key)
+    door.kill()
+    # The lock is gone, but not what the client was promised.
+    assert drop() == 1
+    assert server.content(key) == LARGE
 
 
 ODD_NAMES = [

@@ -139,6 +139,42 @@ class Front:
         self._server.server_close()
 
 
+class Wire:
+    """What a client says goes on to the door byte by byte as it comes, after WHEN was called if WORD is in it."""
+
+    def __init__(self, door: Door, word: bytes, when: Callable[[], None]) -> None:
+        self._door = door
+        self._word = word
+        self._when = when
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"annex+http://localhost:{self._listener.getsockname()[1]}/git-annex/"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        try:
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._door.port))
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=(source, sink, source is client), daemon=True).start()
+        except OSError:
+            pass  # that is all
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, is_asking: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if is_asking and self._word in data:
+                    self._when()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            for one in (source, sink):
+                one.close()
+
+    def stop(self) -> None:
+        self._listener.close()
+
+
 def _body(handler: http.server.BaseHTTPRequestHandler) -> bytes:
     if handler.headers.get("Transfer-Encoding") != "chunked":
         return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
