@@ -78,6 +78,7 @@ class TestWatchdog:
             ("-5", "", None),
             ("\u00b2", "", None),
         ],
+        ids=range(8),  # the same in every process
     )
     def test_what_the_manager_wants(self, monkeypatch, interval, pid, seconds):
         monkeypatch.setenv("WATCHDOG_USEC", interval)
