@@ -260,6 +260,8 @@ class _LockFile:
                 if not present:
                     self._objects.prune(self._directory)
                 return
+            # While it is known that others are here; whoever is the last of them goes by what is left.
+            self._retention.give_up(self._repo, self._permissions, written, is_alone=False)
             held.close()
             # Once more without ours: if two are here at the same moment, each was in the other's way.
             again = lockfile.acquire(self._lock, lockfile.EXCLUSIVE, wait=False)
@@ -272,8 +274,7 @@ class _LockFile:
         self._thawed(clean)
 
     def _clean(self, held: LockFile, written: bytes | None) -> None:
-        # A later time than ours is somebody's who still relies on it.
-        self._retention.delete_own(written)
+        self._retention.give_up(self._repo, self._permissions, written)
         if held.is_sane():
             os.unlink(self._lock)
 

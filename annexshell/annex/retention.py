@@ -2,6 +2,11 @@
 
 ``KF.rtm`` beside the object has the time, ``KF.rtl`` is locked while it is written. Both belong to holders of the
 content lock: nobody may delete them who does not hold that exclusively.
+
+git-annex goes by ``KF.rtm`` alone, which has the latest time, and takes no notice of what is in ``KF.rtl``. There
+each of our holders has a line with its time until it lets go of the content. So it does not matter in which order
+they do, and one that was killed is not forgotten when others are done. A time with - before it stands in ``KF.rtm``
+though its holder let go of the content, because others were there who may not write lines.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ if TYPE_CHECKING:
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.annex.permissions import Permissions
 
-_LIMIT = 1 << 12  # bytes; a retention file has some twenty
+_GIVEN_UP = b"-"
+_LIMIT = 1 << 20  # bytes; a time has some twenty
 
 
 def read(path: bytes) -> bytes | None:
@@ -51,42 +57,80 @@ class Retention:
         content = read(self._path)
         return None if content is None else clock.parse(content)
 
-    def extend(self, repo: GitRepository, permissions: Permissions, seconds: int) -> bytes | None:
-        """Retain the content for SECONDS from now; gives what was written, None where a later time stood already.
+    def extend(self, repo: GitRepository, permissions: Permissions, seconds: int) -> bytes:
+        """Retain the content for SECONDS from now; gives the time, which is to be given up in the end.
 
         For holders of the shared content lock, in the thawed object directory. Raises OSError, PermissionError
         among them when somebody froze the directory meanwhile.
         """
         with lockfile.waited_for(self._lock, lockfile.EXCLUSIVE) as lock:
             permissions.adjust_file(lock.fd)
+            before = _lines(os.pread(lock.fd, _LIMIT, 0))
             wanted = _now() + seconds * clock.SECOND
             content = clock.render(wanted)
+            # First, as what stands in the other file for no reason that is known would stay there.
+            _write_lines(lock.fd, before | {content})
             try:
-                # Written in place: whoever would be misled by half a time must first get the content lock
-                # exclusively, which the one that we hold prevents, or the lock of this file, which we hold too.
-                _write_new(self._path, content)
-                return content
-            except FileExistsError:
-                pass
-            standing = self.until()
-            # Never lowered: another holder relies on it.
-            if standing is not None and standing >= wanted:
-                return None
-            with OtherTmp(repo, permissions) as tmp:
-                temporary = tmp.unique(b"rtm")
-                _write_new(temporary, content)
-                try:
-                    # In one step: the standing time may be all that keeps the content, its writer being gone.
-                    os.rename(temporary, self._path)
-                except BaseException:
-                    os.unlink(temporary)
-                    raise
+                self._raise(repo, permissions, wanted, content)
+            except BaseException:
+                _write_lines(lock.fd, before)
+                raise
             return content
 
-    def delete_own(self, written: bytes | None) -> None:
-        """Delete what :meth:`extend` left unless another time stands there. For holders of the exclusive lock."""
-        if read(self._path) in (None, written):
+    def _raise(self, repo: GitRepository, permissions: Permissions, wanted: int, content: bytes) -> None:
+        try:
+            # Written in place: whoever would be misled by half a time must first get the content lock
+            # exclusively, which the one that we hold prevents, or the lock of this file, which we hold too.
+            _write_new(self._path, content)
+        except FileExistsError:
+            standing = self.until()
+            # Never lowered: another holder relies on it.
+            if standing is None or standing < wanted:
+                self._replace(repo, permissions, content)
+
+    def _replace(self, repo: GitRepository, permissions: Permissions, content: bytes) -> None:
+        with OtherTmp(repo, permissions) as tmp:
+            temporary = tmp.unique(b"rtm")
+            _write_new(temporary, content)
+            try:
+                # In one step: the standing time may be all that keeps the content, its writer being gone.
+                os.rename(temporary, self._path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+    def give_up(
+        self, repo: GitRepository, permissions: Permissions, written: bytes | None, *, is_alone: bool = True
+    ) -> None:
+        """Leave the times of others only, where :meth:`extend` gave WRITTEN; nothing, if there are none.
+
+        For holders of the content lock in the thawed object directory, who ARE ALONE if they have it exclusively.
+        Raises OSError.
+        """
+        if is_alone and self._is_given_up(_lines(read(self._lock)), written) == (True, set()):
             self.delete()
+            return
+        with lockfile.waited_for(self._lock, lockfile.EXCLUSIVE) as lock:
+            lines = _lines(os.pread(lock.fd, _LIMIT, 0))
+            is_given_up, others = self._is_given_up(lines, written)
+            if not is_given_up:
+                _write_lines(lock.fd, lines - {written})
+            elif others:
+                self._replace(repo, permissions, max(others, key=_time))
+                _write_lines(lock.fd, others)
+            elif is_alone:
+                self.delete()
+            else:
+                _write_lines(lock.fd, {_GIVEN_UP + (read(self._path) or b"")})
+
+    def _is_given_up(self, lines: set[bytes], written: bytes | None) -> tuple[bool, set[bytes]]:
+        """Whether nobody relies on the time that stands, WRITTEN being given up; and the times in LINES but for that.
+
+        A later time than ours that is in no line is of somebody who does not write them, and still relies on it.
+        """
+        standing = read(self._path)
+        others = {line for line in lines if line != written and not line.startswith(_GIVEN_UP)}
+        return standing in (None, written) or _GIVEN_UP + standing in lines, others
 
     def delete_if_past(self) -> bool:
         """Delete the time if it has passed; gives whether removal may go on. For holders of the exclusive lock."""
@@ -110,6 +154,25 @@ class Retention:
         """Whether removal is refused now."""
         until = self.until()
         return until is not None and _now() <= until
+
+
+def _lines(content: bytes | None) -> set[bytes]:
+    """What a lock file says, but for times that have passed."""
+    now = _now()
+    return {line for line in (content or b"").split(b"\n") if _time(line.removeprefix(_GIVEN_UP)) >= now}
+
+
+def _write_lines(fd: int, times: set[bytes]) -> None:
+    content = b"".join(b"%s\n" % time for time in times)
+    # At no moment are there less of them than there should be.
+    if os.pwrite(fd, content, 0) != len(content):
+        raise OSError(errno.ENOSPC, "the retention times could not be written completely")
+    os.ftruncate(fd, len(content))
+
+
+def _time(text: bytes) -> int:
+    """On logs.clock; long ago for what is no time."""
+    return clock.parse(text) or 0
 
 
 def _now() -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import stat
@@ -83,7 +84,7 @@ def test_traces_of_a_lock(disk: Disk) -> None:
         text = rtm(disk).read_text()
         assert text.endswith("s")
         assert before + 600 <= float(text[:-1]) <= time.time() + 600
-        assert rtm(disk).with_suffix(".rtl").read_bytes() == b""
+        assert rtm(disk).with_suffix(".rtl").read_text() == f"{text}\n"  # which git-annex does not look at
         assert is_frozen(disk)
     assert disk.traces() == set()
     assert is_frozen(disk)
@@ -189,14 +190,39 @@ def test_a_later_time_is_neither_lowered_nor_deleted(disk: Disk) -> None:
     assert refused(disk)
 
 
-def test_the_time_of_who_unlocked_first_stays(disk: Disk) -> None:
-    """As in git-annex: whoever unlocks last cannot tell that the time was somebody's who is gone."""
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_it_does_not_matter_who_unlocks_first(disk: Disk, order: tuple[int, ...]) -> None:
+    """Where git-annex leaves a time behind, as the last cannot tell that it was of somebody who is gone."""
     opened = disk.open()
-    first, second = opened.lock(), opened.lock()
-    second.release()
-    first.release()
-    assert ".rtm" in disk.traces()
+    locks = [opened.lock() for _ in range(3)]
+    for number in order:
+        assert refused(disk)
+        locks[number].release()
+    assert disk.traces() == set()
+    assert not refused(disk)
+
+
+@pytest.mark.parametrize("killed", range(3))
+def test_the_time_of_a_killed_holder_is_not_forgotten_when_others_unlock(disk: Disk, killed: int) -> None:
+    opened = disk.open()
+    released = []
+    for number in range(3):
+        if number == killed:
+            with in_child(lambda: disk.open().lock()):
+                until = rtm(disk).read_bytes()
+        else:
+            released.append(opened.lock())
+    for lock in released:
+        lock.release()
+    assert (rtm(disk).read_bytes(), is_frozen(disk)) == (until, True)
+    with disk.open().lock():
+        pass
+    assert rtm(disk).read_bytes() == until
     assert refused(disk)
+    rtm(disk).chmod(0o644)
+    rtm(disk).write_text(f"{time.time() - 1}s")
+    remove(disk)
+    assert list((disk.annexdir / "objects").iterdir()) == []
 
 
 def test_many_threads(disk: Disk) -> None:
@@ -296,6 +322,7 @@ def test_a_kept_lock_is_like_one_of_a_killed_holder(disk: Disk) -> None:
     with disk.open().lock():
         pass
     assert ".lck" not in disk.traces()
+    assert refused(disk)
 
 
 @pytest.mark.parametrize("version", OLD)
@@ -697,7 +724,8 @@ def test_order_of_locks(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lockfile.LockFile, "become_exclusive", lambda self: False)
     with disk.open().lock():
         pass
-    assert ours == recorded
+    # Before it lets go, it gives up its time.
+    assert ours == [*recorded[:-1], ("rtl", "F_WRLCK"), recorded[-1]]
 
 
 def test_hooks_see_each_opening_of_the_directory(disk: Disk, tmp_path: Path) -> None:

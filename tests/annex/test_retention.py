@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -35,17 +36,62 @@ def test_only_ever_raised(opened: Opened, directory: Path, retention: Retention)
     assert retention.until() is None
     first = retention.extend(opened.repo, opened.permissions, 100)
     assert first == file.read_bytes()
-    assert retention.extend(opened.repo, opened.permissions, 50) is None
+    lower = retention.extend(opened.repo, opened.permissions, 50)
     assert file.read_bytes() == first
     second = retention.extend(opened.repo, opened.permissions, 200)
     assert second == file.read_bytes() != first
     assert retention.is_future()
     assert not retention.delete_if_past()
-    retention.delete_own(first)
+    retention.give_up(opened.repo, opened.permissions, first)
     assert file.read_bytes() == second
-    retention.delete_own(second)
+    retention.give_up(opened.repo, opened.permissions, second)
+    assert file.read_bytes() == lower
+    retention.give_up(opened.repo, opened.permissions, lower)
     assert list(directory.iterdir()) == []
     assert not retention.is_future()
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_each_time_counts_until_it_is_given_up(
+    opened: Opened, directory: Path, retention: Retention, order: tuple[int, ...], is_alone: bool
+) -> None:
+    """In whatever order, and whether or not there are others who do not write lines."""
+    file = directory / "KEY.rtm"
+    times = [retention.extend(opened.repo, opened.permissions, seconds) for seconds in (100, 300, 200)]
+    left = set(times)
+    for number in order:
+        assert file.read_bytes() == max(left, key=clock.parse)
+        retention.give_up(opened.repo, opened.permissions, times[number], is_alone=is_alone)
+        left.discard(times[number])
+    retention.give_up(opened.repo, opened.permissions, times[order[-1]])
+    assert list(directory.iterdir()) == []
+
+
+def test_times_that_have_passed_are_forgotten(opened: Opened, directory: Path, retention: Retention) -> None:
+    (directory / "KEY.rtm").write_bytes(b"1s")
+    (directory / "KEY.rtl").write_bytes(b"2s\n1000.5s\nnonsense\n\n-4000000000s")
+    written = retention.extend(opened.repo, opened.permissions, 100)
+    assert (directory / "KEY.rtm").read_bytes() == written
+    retention.give_up(opened.repo, opened.permissions, written)
+    assert list(directory.iterdir()) == []
+
+
+def test_there_is_no_room_for_the_time_of_another(
+    opened: Opened, directory: Path, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = retention.extend(opened.repo, opened.permissions, 100)
+
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match="No space left"):
+            retention.extend(opened.repo, opened.permissions, 200)
+    assert (directory / "KEY.rtm").read_bytes() == first
+    retention.give_up(opened.repo, opened.permissions, first)
+    assert list(directory.iterdir()) == []
 
 
 def test_nothing_is_left_in_othertmp(opened: Opened, retention: Retention, directory: Path) -> None:

@@ -214,6 +214,19 @@ class TestWhenOneDies:
             assert program.post("keeplocked", lockid=lockid).json == {"locked": False}
         assert not is_removable(program)
 
+    def test_its_locks_stay_even_if_the_others_end_theirs(self, program):
+        locks = [*locks_of_all(program).items(), *locks_of_all(program).items()]
+        pid = program.workers()[1]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not _is_running(pid))
+        for lockid, worker in locks:
+            if worker != 1:
+                with closing(program.connect()) as client:
+                    keep(client, lockid)
+                    client.send_chunk(b'{"unlock":true}\n')
+                    assert client.answer().json == {"locked": False}
+        assert not is_removable(program)
+
     def test_all_end_when_the_parent_does(self, program):
         workers = program.workers()
         program.process.kill()
