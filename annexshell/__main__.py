@@ -10,7 +10,7 @@ import os
 import sys
 
 from annexshell import forced, log, process
-from annexshell.errors import AnnexshellError, TemporaryFailure, UsageError, is_passing
+from annexshell.errors import AnnexshellError, Refused, TemporaryFailure, UsageError, is_passing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from annexshell.access import Access
     from annexshell.annex.gitrepo import GitRepository
     from annexshell.proxy import ProxiedRepository
+    from annexshell.serverwords import Service
 
     # The last one is given when the client asked for a repository that this one stands in front of.
     Command: TypeAlias = Callable[
@@ -32,13 +33,21 @@ INTERRUPTED = 130
 USAGE = "usage: git-annex-shell {commands} DIRECTORY [option ...] [-- field=value ... --]; or -c 'COMMAND'"
 # Names under which the click program answers to what is not a command from the wire.
 _OUR_NAMES = ("annexshell", "__main__.py")
+# With one of these the server speaks first: see serverwords.
+_SERVER_WORDS = (b"--policy", b"--user", b"--log")
 
 
 def main() -> int:
     """Run what the command line asks for; gives the exit status."""
     words = [os.fsencode(word) for word in sys.argv[1:]]
-    words = with_original_command(words, os.environb)
     try:
+        if words and words[0].partition(b"=")[0] in _SERVER_WORDS:
+            from annexshell import serverwords
+
+            process.prepare()
+            service, words = serverwords.take(words, os.environb)
+            return run_wire_command(words, service)
+        words = with_original_command(words, os.environb)
         if is_for_people(sys.argv[0], words, os.environb):
             from annexshell.cli import main as run_program
 
@@ -75,8 +84,10 @@ def is_for_people(program: str, words: Sequence[bytes], environ: Mapping[bytes, 
     return words[0] not in forced.BUILTINS or len(words) < 2 or (len(words) == 2 and words[1] in (b"--help", b"-h"))
 
 
-def run_wire_command(words: Sequence[bytes]) -> int:
+def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> int:
     """Everything from the words to the command's exit status, in the order of the checks (spec: shell §2.6)."""
+    if service is not None and service.policy is not None:
+        raise Refused("This version of annexshell does not know policies yet.")
     request = forced.parse(words)
     if isinstance(request, forced.PassThrough):
         from annexshell import gitshell
@@ -122,6 +133,10 @@ def command_named(name: bytes) -> Command:
         from annexshell.commands import configlist
 
         return lambda repo, request, _, mode, __: configlist.run(repo, mode, autoinit=b"autoinit" in request.fields)
+    if name == b"gcryptsetup":
+        from annexshell.commands import gcryptsetup
+
+        return lambda repo, _, options, __, ___: gcryptsetup.run(repo, options.parameters)
     return _not_provided
 
 
