@@ -43,7 +43,7 @@ class LocalUpload(Upload):
         self._data_began = False
         repository.repo.refresh_config()
         journal.refuse_pidlock(repository.repo)
-        if not journal.can_log(repository.repo, key):
+        if not repository.can_record(key):
             raise TransferRefused("the key's name is too long to be recorded in the git-annex branch")
         repository.refuse_insecure(key)
         self._transfer: Transfer = repository.transfers.download(key, repository.client, file)

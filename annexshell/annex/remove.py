@@ -40,7 +40,7 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
             repository.worktree.reset(key)
         repository.objects.prune(os.path.dirname(path))
         # Still under the lock: for others, content that can be locked has a log that is right.
-        if journal.can_log(repo, key):
+        if repository.can_record(key):
             repository.record_presence(key)
         else:
             log.warn(f"the name of {key} is too long to be recorded in the git-annex branch")
