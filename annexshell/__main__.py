@@ -46,7 +46,7 @@ def main() -> int:
 
             process.prepare()
             service, words = serverwords.take(words, os.environb)
-            return run_wire_command(words, service)
+            return run_service(words, service)
         words = with_original_command(words, os.environb)
         if is_for_people(sys.argv[0], words, os.environb):
             from annexshell.cli import main as run_program
@@ -84,6 +84,18 @@ def is_for_people(program: str, words: Sequence[bytes], environ: Mapping[bytes, 
     return words[0] not in forced.BUILTINS or len(words) < 2 or (len(words) == 2 and words[1] in (b"--help", b"-h"))
 
 
+def run_service(words: Sequence[bytes], service: Service) -> int:
+    """The same for a server that says who the client is, and where to record what is done."""
+    if service.log is not None:
+        from annexshell import audit
+
+        audit.start(service.log, service.user)
+    status = run_wire_command(words, service)
+    if log.audit is not None:
+        log.audit.end_with(status)
+    return status
+
+
 def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> int:
     """Everything from the words to the command's exit status, in the order of the checks (spec: shell §2.6)."""
     if service is not None and service.policy is not None:
@@ -93,6 +105,8 @@ def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> 
         from annexshell import gitshell
 
         gitshell.run(request.words)
+    if log.audit is not None:
+        log.audit.describe(command=request.name, directory=request.directory)
     from annexshell import access, checks, directories
     from annexshell.annex.gitrepo import check_annex
 
@@ -100,6 +114,8 @@ def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> 
     checks.check_access(request.builtin, mode)
     path = directories.opened_path(request.directory)
     options = request.options()
+    if log.audit is not None:
+        log.audit.describe(directory=path, client=request.client(options))
     if options.help:
         from annexshell.cli import show_help
 
@@ -117,6 +133,9 @@ def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> 
         if request.builtin.in_annex:
             check_annex(repo)
         checks.check_parameters(request, options)
+        if log.audit is not None:
+            log.audit.describe(directory=repo.path, repository=repo.uuid if target is None else target.uuid)
+            log.audit.begin()
         return command(repo, request, options, mode, target)
     finally:
         if target is not None:
@@ -152,6 +171,8 @@ def _not_provided(
 
 def explain(reason: Exception) -> int:
     """Tell the client's user in one line what went wrong; gives the exit status."""
+    if log.audit is not None:
+        log.audit.end_by(reason)
     if log.debugging():
         import traceback
 

@@ -127,6 +127,7 @@ def _check_seconds(context: click.Context, parameter: click.Parameter, value: fl
     metavar="SECONDS",
     help="How long the remote may take for each thing it says; 0 for no limit.  [default: no limit]",
 )
+@click.option("--log", "log_to", metavar="FILE|syslog", help="Keep an audit log: see annexshell-audit(5).")
 @click.option("-d", "--debug", is_flag=True, help="Tell on stderr what is going on.")
 def proxy(
     directory: str,
@@ -138,6 +139,7 @@ def proxy(
     append_only: bool,
     connect_timeout: float | None,
     reply_timeout: float | None,
+    log_to: str | None,
     debug: bool,
 ) -> None:
     """Stand between stdin, stdout and a remote.
@@ -183,6 +185,7 @@ def proxy(
         connect_timeout=connect_timeout,
         reply_timeout=reply_timeout,
         debug=debug,
+        log_to=log_to,
     )
     raise SystemExit(status)
 
@@ -289,8 +292,18 @@ _declare(
     "gcryptsetup",
     "GCRYPTID [OPTIONS]",
     "Prepare a bare repository for gcrypt.",
-    "Stores the id that git-remote-gcrypt gave the repository.",
-    "annexshell gcryptsetup ~/crypt.git :id:abcdef",
+    "Stores the id that git-remote-gcrypt gave the repository as core.gcrypt-id in its git config, and allows"
+    " the pushes that replace its branch (receive.denyNonFastForwards=false). From then on clients can keep"
+    " encrypted content in it. Nobody needs to type this: clients send it when a user makes the repository a"
+    " remote, or enables it in another clone.\n\n"
+    "\b\nOn the server:\n    git init --bare crypt.git\nOn the client:\n"
+    "    git annex initremote crypt type=gcrypt encryption=hybrid keyid=KEYID gitrepo=ssh://HOST/~/crypt.git\n"
+    "    git push crypt main git-annex\n    git annex copy --to=crypt\n\n"
+    "The same id again changes nothing. Refused are a repository that has an annex.uuid, one that has another"
+    " id, and one that is not bare; clients that GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY"
+    " restricts; and ids with control characters. The repository gets no uuid and no git-annex branch: clients"
+    " know it by a uuid that is made of the id.",
+    "annexshell gcryptsetup ~/crypt.git :id:fy3KuYgG/+8vDPqdWXGw",
 )
 
 

@@ -103,6 +103,12 @@ class Request:
         """Raises UsageError."""
         return Options(self.builtin, self.words)
 
+    def client(self, options: Options) -> bytes | None:
+        """The uuid that the client says it has."""
+        if self.builtin.parameters == CLIENT_UUID:
+            return options.parameters[0] if options.parameters else None
+        return self.fields.get(b"remoteuuid")
+
 
 class Options:
     """The options and parameters of a builtin command (spec: shell §2.4). Raises UsageError."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from annexshell import directories, forced
+from annexshell import directories, forced, log
 from annexshell.errors import AnnexshellError, Refused
 
 TYPE_CHECKING = False
@@ -20,7 +20,13 @@ _SERVICES = (b"upload-pack", b"receive-pack", b"upload-archive")
 
 def run(words: Sequence[bytes]) -> NoReturn:
     """Become git-shell. Raises Refused, AnnexshellError."""
+    if log.audit is not None:
+        service = parse_service(words[0]) if len(words) == 1 else None
+        command, directory = service or (b" ".join(words), None)
+        log.audit.describe(command=command, directory=directory)
     arguments = admitted(words, os.environb)
+    if log.audit is not None:
+        log.audit.hand_over()
     try:
         os.execvp(b"git-shell", [b"git-shell", b"-c", *arguments])
     except FileNotFoundError as reason:

@@ -55,6 +55,7 @@ class Shell:
             patch.setattr(sys, "argv", [program, *(os.fsdecode(word) for word in words)])
             patch.setattr(os, "execvp", _become)
             patch.setattr(log, "_debugging", False)
+            patch.setattr(log, "audit", None)
             before = dict(os.environ)
             self._capture.readouterr()
             git_shell = None

@@ -78,14 +78,15 @@ class LocalUpload(Upload):
             relay.to_callable(source, length, store)
             valid = validity()
             if valid is False and length == 0:
-                return Outcome(False)  # the sender does not have it after all; what is there stays for the next one
+                # What is there stays for the next one.
+                return Outcome(False, why="the sender does not have it after all")
             if temp.size() != position:
                 log.warn(f"another process changed the temporary file of {self._key}")
-                return Outcome(False)
+                return Outcome(False, why="another process changed the temporary file")
             if not self._is_verified(valid, verify, hashing, position, resumed=temp.existed):
                 log.warn(f"Verification of content failed for {self._key}")
                 self._discard()
-                return Outcome(False)
+                return Outcome(False, why="verification of content failed")
         self._discard_work_directory()
         self._store()
         return Outcome(True)
@@ -118,7 +119,7 @@ class LocalUpload(Upload):
 
     def check_stored(self) -> Outcome:
         if self._repository.find(self._key) is None:
-            return Outcome(False)
+            return Outcome(False, why="it is not there")
         self._log_presence()
         return Outcome(True)
 

@@ -33,7 +33,7 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
     with lock:
         # Compared under the lock: waiting for it may have taken us past the time.
         if before is not None and repository.gettimestamp() >= before:
-            return Outcome(False)
+            return Outcome(False, why="the time until which it may be removed is over")
         path = lock.path
         _unlink_object(repository, path)
         if repository.worktree is not None:
