@@ -37,6 +37,8 @@ def can_mount() -> bool:
 # Where a part of what is needed may be missing it is done without; in CI nothing may be.
 IN_CI = bool(os.environ.get("CI"))
 collect_ignore = [] if IN_CI or can_mount() else ["test_disk_full.py"]
+if not (IN_CI or (shutil.which("git-remote-gcrypt") and shutil.which("gpg"))):
+    collect_ignore.append("test_gcrypt.py")
 if not git_annex_knows_proxies():
     collect_ignore += ["test_proxy_chains.py", "test_proxy_command.py", "test_proxy_permission.py"]
 
