@@ -127,6 +127,7 @@ def _check_seconds(context: click.Context, parameter: click.Parameter, value: fl
     metavar="SECONDS",
     help="How long the remote may take for each thing it says; 0 for no limit.  [default: no limit]",
 )
+@click.option("--log", "log_to", metavar="FILE|syslog", help="Keep an audit log: see annexshell-audit(5).")
 @click.option("-d", "--debug", is_flag=True, help="Tell on stderr what is going on.")
 def proxy(
     directory: str,
@@ -138,6 +139,7 @@ def proxy(
     append_only: bool,
     connect_timeout: float | None,
     reply_timeout: float | None,
+    log_to: str | None,
     debug: bool,
 ) -> None:
     """Stand between stdin, stdout and a remote.
@@ -183,6 +185,7 @@ def proxy(
         connect_timeout=connect_timeout,
         reply_timeout=reply_timeout,
         debug=debug,
+        log_to=log_to,
     )
     raise SystemExit(status)
 
