@@ -10,7 +10,7 @@ import os
 import sys
 
 from annexshell import forced, log, process
-from annexshell.errors import AnnexshellError, Refused, TemporaryFailure, UsageError, is_passing
+from annexshell.errors import AnnexshellError, TemporaryFailure, UsageError, is_passing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from annexshell.access import Access
     from annexshell.annex.gitrepo import GitRepository
+    from annexshell.policy.permission import Permissions
     from annexshell.proxy import ProxiedRepository
     from annexshell.serverwords import Service
 
@@ -86,25 +87,35 @@ def is_for_people(program: str, words: Sequence[bytes], environ: Mapping[bytes, 
 
 def run_service(words: Sequence[bytes], service: Service) -> int:
     """The same for a server that says who the client is, and where to record what is done."""
-    if service.log is not None:
-        from annexshell import audit
+    start_audit(service.log, service)
+    permissions = None
+    if service.policy is not None:
+        from annexshell.policy import document, permission
 
-        audit.start(service.log, service.user)
-    status = run_wire_command(words, service)
+        policy = document.load(service.policy)
+        if service.log is None:
+            start_audit(policy.log, service)
+        permissions = permission.Permissions(policy, os.fsdecode(service.user or b""), os.environb)
+    status = run_wire_command(words, permissions)
     if log.audit is not None:
         log.audit.end_with(status)
     return status
 
 
-def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> int:
+def start_audit(where: bytes | None, service: Service) -> None:
+    if where is not None:
+        from annexshell import audit
+
+        audit.start(where, service.user)
+
+
+def run_wire_command(words: Sequence[bytes], permissions: Permissions | None = None) -> int:
     """Everything from the words to the command's exit status, in the order of the checks (spec: shell §2.6)."""
-    if service is not None and service.policy is not None:
-        raise Refused("This version of annexshell does not know policies yet.")
     request = forced.parse(words)
     if isinstance(request, forced.PassThrough):
         from annexshell import gitshell
 
-        gitshell.run(request.words)
+        gitshell.run(request.words, permissions)
     if log.audit is not None:
         log.audit.describe(command=request.name, directory=request.directory)
     from annexshell import access, checks, directories
@@ -112,7 +123,10 @@ def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> 
 
     mode = access.from_environment()
     checks.check_access(request.builtin, mode)
-    path = directories.opened_path(request.directory)
+    path = directories.repository_path(directories.opened_path(request.directory))
+    if permissions is not None:
+        path, mode = permissions.annex_access(request.directory, path, mode)
+        checks.check_access(request.builtin, mode)
     options = request.options()
     if log.audit is not None:
         log.audit.describe(directory=path, client=request.client(options))
@@ -123,7 +137,7 @@ def run_wire_command(words: Sequence[bytes], service: Service | None = None) -> 
     if options.debug:
         log.enable_debug()
     checks.drop_git_variables()
-    repo = checks.open_repository(directories.repository_path(path), request.directory)
+    repo = checks.open_repository(path, request.directory)
     command = command_named(request.name)
     config = checks.read_config(repo, request.directory)
     if options.debug is None and config.get_bool(b"annex.debug"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from annexshell import forced
-from annexshell.access import READ_ONLY
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.errors import Refused, RepositoryError, TemporaryFailure
 from annexshell.uuid import UUID
@@ -47,8 +46,7 @@ def check_access(builtin: forced.Builtin, access: Access) -> None:
 
 def blocked(access: Access) -> Refused:
     """The refusal for what this access mode does not allow."""
-    variable = "READONLY" if access is READ_ONLY else "APPENDONLY"
-    return Refused(f"Action blocked by GIT_ANNEX_SHELL_{variable}")
+    return Refused(access.blocked)
 
 
 def open_repository(path: bytes, directory: bytes) -> GitRepository:

@@ -59,8 +59,10 @@ def _from_client(rest: list[bytes], original: bytes) -> list[bytes]:
     """The client's words, in one of the forms that cannot contain any of the server's.
 
     In a forced command that does not quote ``$SSH_ORIGINAL_COMMAND``, the client's first words would continue the
-    server's: then what is behind ``-c`` is not all that the client sent.
+    server's: then what is behind ``-c`` is not all that the client sent, or that begins with an option.
     """
+    if original.lstrip().startswith(b"-"):
+        raise Refused("A command cannot begin with an option.")
     if not rest:
         return [b"-c", original] if original else []
     if len(rest) != 2 or rest[0] != b"-c" or (original and rest[1] != original):

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from annexshell import access, audit, checks, directories, log, process
-from annexshell.access import APPEND_ONLY, READ_ONLY, READ_WRITE, Access
+from annexshell.access import READ_WRITE, Access
 from annexshell.annex.gitrepo import GitRepository, check_annex
 from annexshell.annex.logs import proxy as proxylog
 from annexshell.annex.repository import LocalRepository
@@ -67,7 +67,7 @@ def run(
         limits.reply = patience.limit(reply_timeout)
     if os.isatty(0):
         os.write(2, _HINT.encode())
-    narrowed = narrower(access.from_environment(), mode)
+    narrowed = access.narrower(access.from_environment(), mode)
     if log.audit is not None:
         log.audit.describe(directory=repo.path, repository=target.uuid)
         log.audit.begin()
@@ -110,11 +110,6 @@ def open_repository(directory: str, *, debug: bool) -> GitRepository:
         log.enable_debug()
     check_annex(repo)
     return repo
-
-
-def narrower(*modes: Access) -> Access:
-    """What all of MODES allow."""
-    return min(modes, key=(READ_ONLY, APPEND_ONLY, READ_WRITE).index)
 
 
 def find_uuid(repo: GitRepository, branch: Branch, remotes: Sequence[Remote], asked: str) -> UUID:

@@ -370,6 +370,9 @@ class Server:
         if request.service == b"git-receive-pack" and not self._access.may_remove:
             self._deny(request.service.decode(), WRITE_DENIED)
             raise Over
+        if request.service not in self._access.services:
+            self._error(b"the policy of this server does not allow %s here" % request.service)
+            raise Over
         if self._connect is None:
             raise ProtocolError("git services are not available over this connection")
         self._connect(self._connection, request.service)
