@@ -109,8 +109,9 @@ class Syslog:
             self._socket.send(message)
         except (ConnectionError, FileNotFoundError):
             # The daemon was started anew.
+            new = self._connect()
             self._socket.close()
-            self._socket = self._connect()
+            self._socket = new
             self._socket.send(message)
         except (BlockingIOError, TimeoutError) as reason:
             raise OSError(errno.EAGAIN, "the syslog daemon takes nothing") from reason
