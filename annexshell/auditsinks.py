@@ -107,11 +107,11 @@ class Syslog:
     def _send(self, message: bytes) -> None:
         try:
             self._socket.send(message)
-        except (ConnectionError, FileNotFoundError):
+        except (BlockingIOError, TimeoutError) as reason:
+            raise OSError(errno.EAGAIN, "the syslog daemon takes nothing") from reason
+        except OSError:
             # The daemon was started anew.
             new = self._connect()
             self._socket.close()
             self._socket = new
             self._socket.send(message)
-        except (BlockingIOError, TimeoutError) as reason:
-            raise OSError(errno.EAGAIN, "the syslog daemon takes nothing") from reason
