@@ -9,6 +9,7 @@ import click
 
 from annexshell import __version__
 from annexshell.cli_http import p2phttp
+from annexshell.cli_policy import authorized_keys, explain
 
 _HELP_OPTIONS = ["-h", "--help"]
 _WIDTH = 100
@@ -43,8 +44,10 @@ def program() -> None:
 
     Over HTTP, "annexshell p2phttp" takes the place of "git annex p2phttp".
 
-    Below, demo, link-shell, p2phttp and proxy are for people, and the others are what clients send; "annexshell
-    COMMAND --help" tells what each one is for.
+    For many keys and directories there is a policy, a file: "annexshell authorized-keys --help".
+
+    Below, authorized-keys, demo, explain, link-shell, p2phttp and proxy are for people, and the others are what
+    clients send; "annexshell COMMAND --help" tells what each one is for.
     """
 
 
@@ -191,6 +194,8 @@ def proxy(
 
 
 program.add_command(p2phttp)
+program.add_command(authorized_keys)
+program.add_command(explain)
 
 _OPTIONS = [
     click.Option(["--uuid"], metavar="UUID", multiple=True, help="Refuse to do anything in another repository."),

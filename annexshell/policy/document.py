@@ -147,6 +147,7 @@ class _Reader:
             raise self._error(("rules",), "rules are written as [[rules]]")
         return Policy(
             self._path,
+            self._text,
             accounts=accounts,
             log=self._log(("log",), content.get("log")),
             keys=keys,

@@ -139,11 +139,12 @@ class Rule:
 class Policy:
     """All that a policy says."""
 
-    __slots__ = ("_real", "accounts", "groups", "keys", "log", "path", "rules")
+    __slots__ = ("_real", "accounts", "groups", "keys", "log", "path", "rules", "text")
 
     def __init__(
         self,
         path: bytes,
+        text: str = "",
         *,
         accounts: Sequence[str],
         log: bytes | None,
@@ -152,6 +153,7 @@ class Policy:
         rules: Sequence[Rule],
     ) -> None:
         self.path = path
+        self.text = text  # all of the file, to find lines in it
         self.accounts = accounts
         self.log = log  # where to record what is done: a file or "syslog"
         self.keys = keys  # of each user; who is not in there is nobody
