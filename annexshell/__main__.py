@@ -170,6 +170,10 @@ def command_named(name: bytes) -> Command:
         from annexshell.commands import gcryptsetup
 
         return lambda repo, _, options, __, ___: gcryptsetup.run(repo, options.parameters)
+    if name == b"notifychanges":
+        from annexshell.commands import notifychanges
+
+        return lambda repo, _, __, ___, target: notifychanges.run(repo, target)
     return _not_provided
 
 
