@@ -371,7 +371,8 @@ class Server:
             self._deny(request.service.decode(), WRITE_DENIED)
             raise Over
         if request.service not in self._access.services:
-            self._error(b"the policy of this server does not allow %s here" % request.service)
+            service = request.service
+            self._deny(service.decode(), b"the policy of this server does not allow %s here" % service)
             raise Over
         if self._connect is None:
             raise ProtocolError("git services are not available over this connection")
