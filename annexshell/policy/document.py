@@ -12,6 +12,7 @@ import sys
 from annexshell.errors import AnnexshellError, UsageError, is_passing
 from annexshell.policy.publickeys import Malformed, PublicKey
 from annexshell.policy.rules import ACCESS, EVERYBODY, GIT, BadPattern, Pattern, Policy, Rule
+from annexshell.process import read_all
 from annexshell.serverwords import check_user
 
 if sys.version_info >= (3, 11):
@@ -53,7 +54,7 @@ def _read(path: bytes) -> bytes:
         if is_passing(reason):
             raise
         raise PolicyError(path, f"it cannot be read: {reason.strerror}") from reason
-    with open(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if status.st_mode & _KIND != _IS_REGULAR:
             raise PolicyError(path, "it is not a regular file")
@@ -61,7 +62,9 @@ def _read(path: bytes) -> bytes:
             raise PolicyError(path, "others than its owner can write to it (chmod go-w)")
         if status.st_uid not in (0, os.geteuid()):
             raise PolicyError(path, "it belongs neither to root nor to the account that it is for")
-        return file.read()
+        return read_all(fd)
+    finally:
+        os.close(fd)
 
 
 def parse(content: bytes, path: bytes) -> Policy:

@@ -70,7 +70,7 @@ class Pattern:
         if not self._rest:
             return path == base
         above = base.rstrip("/") + "/"
-        return path.startswith(above) and _fits(self._rest, path[len(above) :].split("/"))
+        return path.startswith(above) and path != above and _fits(self._rest, path[len(above) :].split("/"))
 
 
 def _fits(wanted: Sequence[str | Callable[[str], object]], names: Sequence[str]) -> bool:
