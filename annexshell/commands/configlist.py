@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from annexshell import checks, relay
+from annexshell import checks, log, relay
 from annexshell.errors import RepositoryError
 
 TYPE_CHECKING = False
@@ -23,6 +23,9 @@ def run(repo: GitRepository, access: Access, *, autoinit: bool) -> int:
             from annexshell.annex.init import initialise
 
             initialise(repo)
+            if log.audit is not None:
+                log.audit.describe(repository=repo.uuid)
+                log.audit.event("init", "ok")
     # In one piece and only now: a client takes one line alone, or none, for the whole answer.
     lines = b"annex.uuid=%s\ncore.gcrypt-id=%s\n" % (
         _one_line(repo, b"annex.uuid"),
