@@ -64,8 +64,8 @@ def explain(command: str, policy: str | None, user: str | None, as_json: bool) -
 
     \b
     Examples:
-        annexshell explain --policy /etc/annexshell.toml --user alice -c "git-receive-pack '/srv/annex/music'"
-        GIT_ANNEX_SHELL_READONLY=1 annexshell explain -c "git-annex-shell 'dropkey' '/~/annex' '--force' 'KEY'"
+        annexshell explain --policy /etc/annexshell.toml --user alice -c "git-receive-pack '/srv/x'"
+        GIT_ANNEX_SHELL_READONLY=1 annexshell explain -c "git-annex-shell 'recvkey' '/~/annex' 'KEY'"
 
     Without --policy it tells what the GIT_ANNEX_SHELL_... variables do; with it, they count as well.
 

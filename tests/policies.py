@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.shell import OTHER_UUID, UUID, Result, Shell
+
 ALICE_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIL30po/EPTc6Z9XA4qNZgFE4QbJjBBGizY+JJsGDC1BZ"
 BOB_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO2jZxTOY+vAUTfYGpXth236sGZ0d7W+3JR7RCPK8OQr"
 CAROL_KEY = (
@@ -38,3 +40,38 @@ def write(path: Path, *rules: str, users: str = USERS) -> Path:
     path.write_text("\n".join([users, *rules]))
     path.chmod(0o644)
     return path
+
+
+class Server:
+    """A policy, and the clients of it."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.shell = shell
+        self.policy = shell.home.parent / "policy.toml"
+        self.srv = shell.home.parent.resolve() / "srv"
+        self.srv.mkdir()
+
+    def write(self, *rules: str, **more: str) -> None:
+        write(self.policy, *rules, **more)
+
+    def __call__(self, user: str, command: str, **environment: str) -> Result:
+        """What becomes of COMMAND, the way that sshd would hand it over."""
+        words = ["--policy", str(self.policy), "--user", user]
+        return self.shell(*words, SSH_ORIGINAL_COMMAND=command, program="annexshell", **environment)
+
+    def annex(self, user: str, name: str, directory: Path | str, more: str = "", **environment: str) -> Result:
+        return self(user, f"git-annex-shell '{name}' '{directory}' {more}".rstrip(), **environment)
+
+
+# What clients send, with a place for the directory, and what they need for it.
+COMMANDS = {
+    "git-annex-shell 'configlist' '{}'": "read",
+    f"git-annex-shell 'p2pstdio' '{{}}' '{OTHER_UUID}' --uuid {UUID}": "read",
+    "git-annex-shell 'recvkey' '{}' 'WORM-s3--foo' --help": "add",
+    "git-annex-shell 'dropkey' '{}' '--force' 'WORM-s3--foo' --help": "remove",
+    "git-annex-shell 'gcryptsetup' '{}' ':id:' --help": "remove",
+    "git-upload-pack '{}'": "fetch",
+    "git upload-pack '{}'": "fetch",
+    "git-upload-archive '{}'": "fetch",
+    "git-receive-pack '{}'": "push",
+}
