@@ -52,9 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def needs_ours(item: pytest.Item) -> bool:
-    """Whether it is about something that git-annex-shell does not do as a proxy."""
+    """Whether it is about something that git-annex-shell does not do, as a proxy or at all."""
     if "test_proxy" not in item.path.name:
-        return False
+        return item.path.name == "test_audit.py"
     if item.path.name == "test_proxy_failures.py" or "test_directory_of_the_proxy_alone" in item.name:
         return True
     return not git_annex_knows_proxies() or (hasattr(item, "callspec") and "http" in item.callspec.params.values())
@@ -80,7 +80,15 @@ def server(server_home: Path, git_annex_path: Path, real_shell: Program, pytestc
 
 
 @pytest.fixture(scope="session")
-def ssh(tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program) -> Iterator[ClientConfig]:
+def audit_log(server_home: Path) -> Path:
+    """The audit log of all that is reached through the host "audited"."""
+    return server_home / "audit.log"
+
+
+@pytest.fixture(scope="session")
+def ssh(
+    tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: Program, audit_log: Path
+) -> Iterator[ClientConfig]:
     """Running ssh servers; gives the client's configuration, in which every host name is a profile."""
     links = tmp_path_factory.mktemp("links")
     with_ours = server.env | {"PATH": f"{links}{os.pathsep}{real_shell.env['PATH']}"}
@@ -90,6 +98,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory, server: Program, real_shell: P
         "readonly": server.forced_command({"GIT_ANNEX_SHELL_READONLY": "1"}),
         "appendonly": server.forced_command({"GIT_ANNEX_SHELL_APPENDONLY": "1"}),
         "filelimit": server.forced_command(prefix=["prlimit", f"--fsize={1 << 20}"]),
+        "audited": server.forced_command(words=["--log", str(audit_log), "--user", "alice"]),
         "linked": server.linked(links).forced_command(),
         "login": server.login_command(links),
         "real": real_shell.forced_command(),
