@@ -174,17 +174,26 @@ def command_named(name: bytes) -> Command:
         from annexshell.commands import notifychanges
 
         return lambda repo, _, __, ___, target: notifychanges.run(repo, target)
-    return _not_provided
+    if name == b"inannex":
+        from annexshell.commands import inannex
 
+        return lambda repo, _, options, __, ___: inannex.run(repo, options.parameters)
+    if name == b"sendkey":
+        from annexshell.commands import sendkey
 
-def _not_provided(
-    repo: GitRepository,
-    request: forced.Request,
-    options: forced.Options,
-    mode: Access,
-    target: ProxiedRepository | None,
-) -> int:
-    raise AnnexshellError(f"This version of annexshell does not provide the command {os.fsdecode(request.name)}.")
+        return lambda repo, request, options, _, __: sendkey.run(
+            repo, options.parameters, request.client(options), request.rsync_words
+        )
+    if name == b"recvkey":
+        from annexshell.commands import recvkey
+
+        return lambda repo, request, options, _, __: recvkey.run(
+            repo, options.parameters, request.client(options), request.rsync_words
+        )
+    from annexshell.commands import dropkey
+
+    assert name == b"dropkey", name
+    return lambda repo, _, options, __, ___: dropkey.run(repo, options.parameters, options.flags)
 
 
 def explain(reason: Exception) -> int:

@@ -142,6 +142,7 @@ class Options:
                     wrong = word if len(letters) == 1 else b"-" + word[1 + position :]
                     raise UsageError(f"Invalid option `{_text(wrong)}'")
                 flag, setting = _FLAGS[option]
+                self.flags.pop(flag, None)  # so that they are in the order in which each was last given
                 self.flags[flag] = setting
             if self.flags.get(b"help"):
                 # Whatever comes behind does not count any more, not even as an error.
