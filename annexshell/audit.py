@@ -61,7 +61,6 @@ def start(where: bytes, user: bytes | None = None) -> Audit:
     try:
         sink: Sink = Syslog() if where == SYSLOG else File(where)
     except OSError as reason:
-        log.debug(f"audit log {os.fsdecode(where)}: {reason}")
         raise _unusable("cannot be opened", reason) from reason
     log.audit = Audit(sink, user)
     return log.audit

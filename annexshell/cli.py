@@ -38,6 +38,10 @@ def program() -> None:
         GIT_ANNEX_SHELL_LIMITED=1       no git commands, only those of git-annex
 
     \b
+    In front of -c the server can ask for an audit log of who did what, in a file or syslog:
+        annexshell --log FILE --user NAME -c ...
+
+    \b
     Then, on the client:
         git remote add server ssh://HOST/~/REPOSITORY
         git annex sync --content server
