@@ -110,12 +110,20 @@ def start_audit(where: bytes | None, service: Service) -> None:
 
 
 def run_wire_command(words: Sequence[bytes], permissions: Permissions | None = None) -> int:
-    """Everything from the words to the command's exit status, in the order of the checks (spec: shell §2.6)."""
+    """Everything from the words to the command's exit status."""
     request = forced.parse(words)
     if isinstance(request, forced.PassThrough):
         from annexshell import gitshell
 
         gitshell.run(request.words, permissions)
+    try:
+        return run_builtin(request, permissions)
+    except Exception as reason:
+        return max(request.builtin.failure, explain(reason))
+
+
+def run_builtin(request: forced.Request, permissions: Permissions | None) -> int:
+    """The command behind all checks, the first that fails deciding what is said (spec: shell §2.6)."""
     if log.audit is not None:
         log.audit.describe(command=request.name, directory=request.directory)
     from annexshell import access, checks, directories
