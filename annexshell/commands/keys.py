@@ -49,6 +49,12 @@ class Story:
             log.audit.event(self._action, "failed", key=self._key, since=self._began, reason=reason)
         return 1
 
+    def cut_short(self, reason: str, size: int | None = None) -> int:
+        """The same where only SIZE bytes have come, or nobody knows how many; gives the exit status."""
+        if log.audit is not None:
+            log.audit.event(self._action, "incomplete", key=self._key, count=size, since=self._began, reason=reason)
+        return 1
+
     def __enter__(self) -> Story:
         return self
 

@@ -52,7 +52,7 @@ def _receive(
             watch=arrival.progress,
         )
         if status:
-            return story.failed(f"rsync ended with status {status}")
+            return story.cut_short(f"rsync ended with status {status}", arrival.size)
         outcome = arrival.finish()
         if not outcome:
             log.error(f"{outcome.why[:1].upper()}{outcome.why[1:]} for {key}")

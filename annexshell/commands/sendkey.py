@@ -45,7 +45,7 @@ def _send(
     with LocalContent(repository, key, path, 0, None) as content:
         status = rsync.serve(program, path, rsync_words, termination, is_sender=True)
         if status:
-            return story.failed(f"rsync ended with status {status}")
+            return story.cut_short(f"rsync ended with status {status}")
         # An unlocked file may be the object itself, and be written to.
         if not content.still_valid():
             log.error(f"the content of {key} changed while it was sent")

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from annexshell.key import Key
 from tests.annex.local import sha256_key
 from tests.proxying import NODE, Proxy, RealNode, set_config
 from tests.shell import OTHER_UUID, UUID, Result, Shell, make_annex, make_repository
+
+SESSION_BEGUN = {"action": "session", "outcome": "begun"}
+SESSION_OK = {"action": "session", "outcome": "ok"}
 
 
 class AuditedShell:
@@ -180,3 +187,97 @@ def test_a_proxied_session(way: str, proxied: tuple[Proxy, RealNode], audited: A
         assert line["command"] == way.split()[0]
     if way == "p2pstdio":
         assert audited.lines[0]["client"] == "me"
+
+
+# Keys by commands of their own.
+
+
+@pytest.fixture
+def annex(shell: Shell) -> RealNode:
+    return RealNode(shell.home / "repo")
+
+
+def test_looking_for_keys(annex: RealNode, audited: AuditedShell) -> None:
+    """The answers are not told of, be it yes or no."""
+    key = sha256_key(b"here")
+    annex.store(key, b"here")
+    for name, status in ((key.serialized, 0), (sha256_key(b"not here").serialized, 1)):
+        assert audited(f"git-annex-shell inannex repo {name.decode()}").status == status
+    assert audited.told("action", "outcome") == [SESSION_BEGUN, SESSION_OK] * 2
+
+
+def test_dropping_keys(annex: RealNode, audited: AuditedShell) -> None:
+    key, other = sha256_key(b"here"), sha256_key(b"not here")
+    annex.store(key, b"here")
+    names = [key.serialized.decode(), other.serialized.decode()]
+    assert audited(f"git-annex-shell dropkey repo --force {' '.join(names)}").status == 0
+    assert audited.told("action", "outcome", "key") == [
+        SESSION_BEGUN,
+        *({"action": "remove", "outcome": "ok", "key": name} for name in names),
+        SESSION_OK,
+    ]
+    assert annex.content(key) is None
+
+
+def test_dropping_without_force(annex: RealNode, audited: AuditedShell) -> None:
+    assert audited("git-annex-shell dropkey repo X--y").status == 1
+    (line,) = audited.lines
+    assert (line["outcome"], line["command"]) == ("refused", "dropkey")
+
+
+@pytest.fixture
+def rsync(annex: RealNode, audited: AuditedShell, tmp_path: Path) -> Any:
+    """Runs rsync with our COMMAND at the other end, as git-annex does."""
+
+    def run(command: str, key: Key, *words: str | Path) -> int:
+        script = tmp_path / "ssh"
+        ours = f"git-annex-shell {command} {annex.directory} {key.serialized.decode()} -- remoteuuid=me --"
+        argv = [sys.executable, "-m", "annexshell", "--log", str(audited.log), "-c"]
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "{ours} $*"\n')
+        script.chmod(0o755)
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        argv = ["rsync", "--inplace", "--perms", "-e", str(script), *map(str, words)]
+        return subprocess.run(argv, env=env, capture_output=True, timeout=60).returncode
+
+    return run
+
+
+def test_content_by_rsync(rsync: Any, annex: RealNode, audited: AuditedShell, tmp_path: Path) -> None:
+    content = b"content" * 1000
+    key = sha256_key(content)
+    (tmp_path / "file").write_bytes(content)
+    assert rsync("recvkey", key, tmp_path / "file", "dummy:") == 0
+    assert annex.content(key) == content
+    assert rsync("sendkey", key, "dummy:", tmp_path / "got") == 0
+    assert (tmp_path / "got").read_bytes() == content
+    moved = {"key": key.serialized.decode(), "bytes": len(content), "outcome": "ok"}
+    assert audited.told("action", "outcome", "key", "bytes") == [
+        SESSION_BEGUN,
+        moved | {"action": "store"},
+        SESSION_OK,
+        SESSION_BEGUN,
+        moved | {"action": "send"},
+        SESSION_OK,
+    ]
+    assert {line["client"] for line in audited.lines} == {"me"}
+
+
+def test_content_by_rsync_that_is_wrong(rsync: Any, audited: AuditedShell, tmp_path: Path) -> None:
+    key = sha256_key(b"content")
+    (tmp_path / "file").write_bytes(b"contend")
+    assert rsync("recvkey", key, tmp_path / "file", "dummy:") != 0
+    assert rsync("sendkey", key, "dummy:", tmp_path / "got") != 0
+    _, stored, ended, _, sent, _ = audited.lines
+    assert (stored["outcome"], stored["reason"]) == ("failed", "verification of content failed")
+    assert (ended["outcome"], ended["reason"]) == ("failed", "exit status 1")
+    assert (sent["action"], sent["outcome"]) == ("send", "failed")
+    assert sent["reason"] == "requested key is not present"
+
+
+def test_a_client_of_rsync_that_vanishes(annex: RealNode, audited: AuditedShell) -> None:
+    key = sha256_key(b"content")
+    assert audited(f"git-annex-shell recvkey repo {key.serialized.decode()} -- --").status == 1
+    _, stored, ended = audited.lines
+    assert (stored["action"], stored["outcome"], stored["bytes"]) == ("store", "incomplete", 0)
+    assert stored["reason"].startswith("rsync ended with status ")
+    assert ended["outcome"] == "failed"
