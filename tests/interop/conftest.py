@@ -39,6 +39,8 @@ IN_CI = bool(os.environ.get("CI"))
 collect_ignore = [] if IN_CI or can_mount() else ["test_disk_full.py"]
 if not (IN_CI or (shutil.which("git-remote-gcrypt") and shutil.which("gpg"))):
     collect_ignore.append("test_gcrypt.py")
+if not (IN_CI or (os.geteuid() == 0 and find_sshd())):
+    collect_ignore.append("test_policy.py")  # sshd has root own the programs that it asks for keys
 if not git_annex_knows_proxies():
     collect_ignore += ["test_proxy_chains.py", "test_proxy_command.py", "test_proxy_permission.py"]
 
@@ -54,7 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def needs_ours(item: pytest.Item) -> bool:
     """Whether it is about something that git-annex-shell does not do, as a proxy or at all."""
     if "test_proxy" not in item.path.name:
-        return item.path.name == "test_audit.py"
+        return item.path.name in ("test_audit.py", "test_policy.py")
     if item.path.name == "test_proxy_failures.py" or "test_directory_of_the_proxy_alone" in item.name:
         return True
     return not git_annex_knows_proxies() or (hasattr(item, "callspec") and "http" in item.callspec.params.values())
