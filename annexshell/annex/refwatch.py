@@ -19,6 +19,7 @@ from annexshell.errors import RepositoryError, TemporaryFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from annexshell.annex.gitrepo import GitRepository
@@ -28,9 +29,11 @@ _ADDED = int(flags.ONLYDIR | flags.MASK_ADD)
 # Git writes NAME.lock and renames it; others may write to a file itself, or link it.
 _CONTENT = int(flags.MOVED_TO | flags.CLOSE_WRITE | flags.CREATE) | _ADDED
 _PLACE = int(flags.MOVE_SELF | flags.DELETE_SELF) | _ADDED
+_PACKING = int(flags.MOVED_TO)
 _GONE = int(flags.MOVE_SELF | flags.DELETE_SELF | flags.UNMOUNT | flags.IGNORED)
 _OVERFLOW, _IGNORED, _DIRECTORY = int(flags.Q_OVERFLOW), int(flags.IGNORED), int(flags.ISDIR)
 _READ_SIZE = 1 << 16
+_READS = 64  # so many times that size and then it is somebody else's turn
 _LONGEST = 256  # bytes of a file that could be an object id
 _SYSCTLS = "/proc/sys/fs/inotify/"
 
@@ -65,7 +68,8 @@ class RefWatch:
         self._inotify = _start()
         self.fd = self._inotify.fileno()
         self._changes = Changes()
-        self._places: set[int] = set()
+        self._places: set[int] = set()  # watches on directories without which there is nothing to watch
+        self._commondir: int | None = None
         try:
             self._watch_place()
             self._begin()
@@ -84,10 +88,13 @@ class RefWatch:
     def read(self) -> None:
         """Look at what changed, without waiting. Raises RepositoryError when there is nothing to watch any more."""
         try:
-            events = parse_events(os.read(self.fd, _READ_SIZE))
+            for _ in range(_READS):
+                self._take_events(os.read(self.fd, _READ_SIZE))
         except BlockingIOError:
-            return
-        for event in events:
+            self._caught_up()
+
+    def _take_events(self, data: bytes) -> None:
+        for event in parse_events(data):
             if event.mask & _OVERFLOW:
                 # What the queue had no place for may have been packed since, and be in no loose ref.
                 self._changes.unnamed = True
@@ -114,16 +121,21 @@ class RefWatch:
     def _take_event(self, watch: int, mask: int, name: bytes) -> None:
         raise NotImplementedError
 
+    def _caught_up(self) -> None:
+        """Everything that happened has been looked at."""
+
     def _watch_place(self) -> None:
         """Notice when the repository is moved away: it takes its refs with it, who do not notice."""
-        for place in {self._repo.path, self._repo.commondir}:
+        for place, mask in ((self._repo.path, _PLACE), (self._repo.commondir, _PLACE | _PACKING)):
             try:
-                watch = self._try_watch(place, _PLACE)
+                watch = self._try_watch(place, mask)
             except PermissionError:
                 continue  # one can be allowed to use what is in a directory, but not to read this
             if watch is None:
                 raise self._gone()
             self._places.add(watch)
+            if place == self._repo.commondir:
+                self._commondir = watch
 
     def _watch_root(self, root: bytes) -> None:
         """Watch the directory of all refs."""
@@ -156,22 +168,30 @@ class _LooseRefs(RefWatch):
     def _begin(self) -> None:
         self._root = self._repo.commondir + b"/refs"
         self._directories: dict[int, bytes] = {}  # by watch
-        self._vanished: set[bytes] = set()  # names of refs that had no file any more
+        self._new: set[bytes] = set()  # "refs/DIRECTORY/", for those that something may have been packed from
+        self._packed: set[bytes] = set()  # names of refs, and of such directories, to be looked for in packed-refs
         self._watch_root(self._root)
         self._look_through(self._root)
 
     def _take_event(self, watch: int, mask: int, name: bytes) -> None:
-        if mask & _IGNORED:
+        if watch == self._commondir and name == b"packed-refs":
+            self._packed |= self._new
+        elif mask & _IGNORED:
             self._directories.pop(watch, None)  # removed, as git does with empty ones
-            return
-        directory = self._directories.get(watch)
-        if directory is None:
-            return
-        path = directory + b"/" + name
-        if mask & _DIRECTORY:
-            self._look_through(path)
-        else:
-            self._look_at(path)
+        elif watch in self._directories:
+            path = self._directories[watch] + b"/" + name
+            if mask & _DIRECTORY:
+                # What was packed, and removed, before there was a watch, made no event but that of packing.
+                self._new.add(self._name(path) + b"/")
+                self._look_through(path)
+            else:
+                self._look_at(path)
+
+    def _caught_up(self) -> None:
+        self._new.clear()
+
+    def _name(self, path: bytes) -> bytes:
+        return b"refs" + path[len(self._root) :]
 
     def _look_through(self, top: bytes) -> None:
         """Watch TOP and all directories in it, and look at the files.
@@ -204,26 +224,28 @@ class _LooseRefs(RefWatch):
     def _look_at(self, path: bytes) -> None:
         if path.endswith(b".lock"):
             return
-        name = b"refs" + path[len(self._root) :]
+        name = self._name(path)
         try:
             object_id = _read_ref(path)
         except (FileNotFoundError, NotADirectoryError):
-            self._vanished.add(name)  # deleted, or packed
+            self._packed.add(name)  # or deleted
             return
         if object_id is not None:
             self._changes.add(name, object_id)
 
     @property
     def changed(self) -> bool:
-        return bool(self._vanished) or super().changed
+        return bool(self._packed) or super().changed
 
     def take(self) -> Changes:
-        if self._vanished:
+        if self._packed:
             if not os.path.isdir(self._root):
                 raise self._gone()
-            vanished, self._vanished = self._vanished, set()
-            for name, object_id in _packed_refs(self._repo, vanished):
-                self._changes.add(name, object_id)
+            packed, self._packed = self._packed, set()
+            directories = tuple(name for name in packed if name.endswith(b"/"))
+            for name, object_id in _packed_refs(self._repo):
+                if name in packed or name.startswith(directories):
+                    self._changes.add(name, object_id)
         return super().take()
 
 
@@ -294,19 +316,17 @@ def _read_ref(path: bytes) -> bytes | None:
     return text if is_object_id(text) else None
 
 
-def _packed_refs(repo: GitRepository, names: set[bytes]) -> list[tuple[bytes, bytes]]:
-    """Those of NAMES that are packed, with their object ids."""
+def _packed_refs(repo: GitRepository) -> Iterator[tuple[bytes, bytes]]:
+    """The names of all packed refs, and their object ids."""
     try:
         fd = os.open(repo.commondir + b"/packed-refs", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return []
+        return
     try:
         lines = process.read_all(fd).splitlines()
     finally:
         os.close(fd)
-    found = []
     for line in lines:
         object_id, _, name = line.partition(b" ")
-        if name in names and is_object_id(object_id):
-            found.append((name, object_id))
-    return found
+        if is_object_id(object_id):
+            yield name, object_id
