@@ -48,7 +48,7 @@ def program() -> None:
 
     Over HTTP, "annexshell p2phttp" takes the place of "git annex p2phttp".
 
-    For many keys and directories there is a policy, a file: "annexshell authorized-keys --help".
+    For many keys and directories there is a policy, a file: see "annexshell authorized-keys --help".
 
     Below, authorized-keys, demo, explain, link-shell, p2phttp and proxy are for people, and the others are what
     clients send; "annexshell COMMAND --help" tells what each one is for.

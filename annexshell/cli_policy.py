@@ -8,7 +8,7 @@ _POLICY = click.Path(dir_okay=False)
 
 
 @click.command("authorized-keys")
-@click.option("--policy", required=True, type=_POLICY, metavar="FILE", help="The policy; man annexshell-policy.")
+@click.option("--policy", required=True, type=_POLICY, metavar="FILE", help="The policy: see annexshell-policy(5).")
 @click.option("--account", metavar="NAME", help="Print nothing if the policy does not have this account.")
 @click.option("--key", metavar="'TYPE BASE64'", help="Print the line for this key alone, if it is there.")
 @click.option("--program", type=click.Path(), metavar="FILE", help="What the lines run.  [default: this annexshell]")
@@ -52,7 +52,7 @@ def authorized_keys(policy: str, account: str | None, key: str | None, program: 
 
 @click.command()
 @click.option("-c", "--command", required=True, help="What a client sends: git-annex-shell 'p2pstdio' '/~/annex' ...")
-@click.option("--policy", type=_POLICY, metavar="FILE", help="The policy; man annexshell-policy.")
+@click.option("--policy", type=_POLICY, metavar="FILE", help="The policy: see annexshell-policy(5).")
 @click.option("--user", metavar="NAME", help="Who in the policy the client is.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, for scripts.")
 def explain(command: str, policy: str | None, user: str | None, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from annexshell.policy import document
 from annexshell.policy.document import PolicyError
+from annexshell.policy.rules import ACCESS, GIT
 from tests.policies import ALICE_KEY, BOB_KEY, USERS, rule, write
 
+ROOT = Path(__file__).parents[2]
 PATH = b"/etc/policy.toml"
 
 
@@ -212,3 +215,46 @@ def test_too_many_open_files_will_pass(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(OSError, match="Too many"):
         document.load(b"/x")
+
+
+def test_the_example_of_the_manual(tmp_path: Path) -> None:
+    manual = (ROOT / "man" / "annexshell-policy.rst").read_text()
+    example = manual.partition("Example\n=======")[2].partition("The file\n")[0].partition("::\n")[2]
+    path = tmp_path / "policy.toml"
+    path.write_text(textwrap.dedent(example))
+    path.chmod(0o644)
+    policy = document.load(os.fsencode(path))
+    assert (policy.accounts, policy.log) == (["annex"], b"syslog")
+    for user, directory, expected in [
+        ("alice", b"/srv/annex/old", ("none", "none")),
+        ("alice", b"/srv/annex/music", ("write", "push")),
+        ("alice", b"/home/annex/private.git", ("write", "push")),
+        ("alice", b"/srv/annex/a/b", ("read", "fetch")),
+        ("bob", b"/srv/annex/music", ("read", "fetch")),
+        ("bob", b"/home/annex/private.git", None),
+        ("camera", b"/srv/annex/pictures", ("append", "fetch")),
+        ("camera", b"/srv/annex/music", None),
+    ]:
+        found = policy.decide(user, directory, b"/home/annex")
+        assert (found and (found[0].access, found[0].git)) == expected
+
+
+def test_the_example_of_the_readme() -> None:
+    readme = (ROOT / "README.rst").read_text()
+    example = readme.partition("/etc/annexshell.toml``::\n")[2].partition("\nThe first rule")[0]
+    text = textwrap.dedent(example).replace("ssh-ed25519 AAAA... laptop", ALICE_KEY)
+    policy = document.parse(text.replace("ssh-ed25519 AAAA...", BOB_KEY).encode(), PATH)
+    assert [(rule.access, rule.git) for rule in policy.rules] == [("write", "push"), ("read", "fetch")]
+
+
+def test_the_manual_has_every_key() -> None:
+    manual = (ROOT / "man" / "annexshell-policy.rst").read_text()
+    with pytest.raises(PolicyError) as top:
+        document.parse(b"x = 1", PATH)
+    with pytest.raises(PolicyError) as in_rule:
+        document.parse(b"[[rules]]\nx = 1", PATH)
+    for reason in (top.value, in_rule.value):
+        for key in str(reason).partition("known here: ")[2].split(", "):
+            assert f"**{key}**" in manual or f"**[{key}.**" in manual or f"[{key}]" in manual, key
+    for word in (*ACCESS, *GIT):
+        assert f"*{word}*" in manual
