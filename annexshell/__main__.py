@@ -156,7 +156,8 @@ def run_builtin(request: forced.Request, permissions: Permissions | None) -> int
             check_annex(repo)
         checks.check_parameters(request, options)
         if log.audit is not None:
-            log.audit.describe(directory=repo.path, repository=repo.uuid if target is None else target.uuid)
+            uuid = checks.own_uuid(repo) if target is None else target.uuid
+            log.audit.describe(directory=repo.path, repository=uuid)
             log.audit.begin()
         return command(repo, request, options, mode, target)
     finally:

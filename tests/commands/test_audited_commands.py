@@ -77,6 +77,14 @@ def test_initialising(audited: AuditedShell) -> None:
     assert init["repository"] == ended["repository"] and len(init["repository"]) == 36
 
 
+def test_an_encrypted_repository(audited: AuditedShell) -> None:
+    make_repository(audited.shell.home / "repo", bare=True)
+    assert audited("git-annex-shell 'gcryptsetup' 'repo' ':id:abcdef'").status == 0
+    assert audited("git-annex-shell 'inannex' 'repo'").status == 0
+    uuid = "39d0c840-d914-55c6-9969-739920770697"
+    assert [line.get("repository") for line in audited.lines] == [None, None, uuid, uuid]
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "outcome", "reason"),
     [
