@@ -326,13 +326,16 @@ def test_variables_do_not_lead_git_elsewhere(server: Server) -> None:
         assert b" refs/heads/main" in said, name
 
 
-def test_what_is_pushed_into_a_work_tree_is_no_repository(server: Server) -> None:
-    tree = make_annex(server.srv / "tree")
+def test_what_is_pushed_into_a_repository_is_no_repository(server: Server) -> None:
+    tree, bare = make_annex(server.srv / "tree"), make_annex(server.srv / "bare.git", bare=True)
     make_annex(tree / "evil", bare=True)
     make_annex(tree / "sub/deep")
-    server.write(rule("bob", f"{server.srv}/tree", "write"), rule("alice", f"{server.srv}/**", "write"))
+    inside_refs = bare / "refs/heads/x"
+    for ref in ("HEAD", "objects/x", "refs/heads/x"):
+        make_ref(bare, f"refs/heads/x/{ref}")
+    server.write(rule("bob", f"{server.srv}/tree {bare}", "write"), rule("alice", f"{server.srv}/**", "write"))
     assert server.annex("alice", "configlist", tree).status == 0
-    for inside in (tree / "evil", tree / "sub/deep"):
+    for inside in (tree / "evil", tree / "sub/deep", inside_refs):
         assert outcomes(server, str(inside)) == {(1, b"", "alice " + REFUSED.format("DIRECTORY"))}
     # One that nobody can push to is whatever its owner put there.
     server.write(rule("alice", f"{server.srv}/**", "append"))

@@ -185,7 +185,7 @@ def _explain_rules(found: Explanation, asked: bytes, path: bytes, permissions: P
         if rule is place.rule and place.pattern is not None:
             tried.pattern = place.pattern.text
             if place.enclosing is not None:
-                tried.reason = f"it is in the work tree {_text(place.enclosing)}, into which somebody may push"
+                tried.reason = f"it is inside the repository {_text(place.enclosing)}, to which somebody may push"
             return
         tried.reason = "no directory fits" if rule.is_for(permissions.user) else f"is not for {permissions.user}"
 

@@ -10,6 +10,7 @@ import os
 
 from annexshell import access, directories
 from annexshell.access import APPEND_ONLY, READ_ONLY, READ_WRITE, Access
+from annexshell.annex.gitrepo import looks_bare
 from annexshell.errors import Refused
 
 TYPE_CHECKING = False
@@ -34,7 +35,7 @@ class Place:
         self.exists = os.path.isdir(path) and os.access(path, os.X_OK)
         self.rule: Rule | None = None
         self.pattern: Pattern | None = None  # the one of the rule that fits
-        self.enclosing: bytes | None = None  # a work tree around it that can be pushed to
+        self.enclosing: bytes | None = None  # a repository around it that can be pushed to
 
 
 class Permissions:
@@ -84,7 +85,7 @@ class Permissions:
         decision = self.policy.decide(self.user, place.path, self._home)
         if decision is not None:
             place.rule, place.pattern = decision
-            place.enclosing = self._work_tree_around(place.path)
+            place.enclosing = self._repository_around(place.path)
         return place
 
     def admitted(self, place: Place) -> Rule:
@@ -94,14 +95,16 @@ class Permissions:
             raise Refused(f"{self.user} may not use {_text(place.asked)} on this server, or it does not exist")
         return rule
 
-    def _work_tree_around(self, path: bytes) -> bytes | None:
-        """The work tree that PATH is in, if somebody may push to that.
+    def _repository_around(self, path: bytes) -> bytes | None:
+        """The repository that PATH is inside of, if somebody may push to that.
 
-        A push can put all the files of a repository into a work tree, with hooks of the client's choice.
+        A push can put all the files of another repository into a work tree, with hooks of the client's choice, and
+        refs that look like one into a bare repository.
         """
         above = os.path.dirname(path)
         while above != b"/":
-            if os.path.lexists(above + b"/.git") and self.policy.may_be_pushed_to(above, self._home):
+            is_repository = os.path.lexists(above + b"/.git") or looks_bare(above)
+            if is_repository and self.policy.may_be_pushed_to(above, self._home):
                 return above
             above = os.path.dirname(above)
         return None

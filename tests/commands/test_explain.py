@@ -88,11 +88,11 @@ def test_the_rules_that_do_not_decide(prepared: Server) -> None:
     assert found["reason"] == f"alice may not use {prepared.srv}/out on this server, or it does not exist"
 
 
-def test_a_work_tree_around_it(prepared: Server) -> None:
+def test_a_repository_around_it(prepared: Server) -> None:
     make_annex(prepared.srv / "x/inside")
     prepared.write(rule("alice", f"{prepared.srv}/**", "write"))
     found = explain(prepared, "alice", f"git-annex-shell 'configlist' '{prepared.srv}/x/inside'")
-    assert found["rules"][0]["reason"] == f"it is in the work tree {prepared.srv}/x, into which somebody may push"
+    assert found["rules"][0]["reason"] == f"it is inside the repository {prepared.srv}/x, to which somebody may push"
     assert not found["allowed"]
 
 
@@ -212,7 +212,7 @@ def test_serving_agrees(prepared: Server, line: str, directory: str, user: str |
     if found["directory"] and (found["directory"]["real"] or "").endswith("/plain"):
         return  # what git and git-annex make of it is theirs
     assert found["allowed"] is (served.status == 0), (command, found, served.stderr)
-    if not found["allowed"] and found["directory"] and found["directory"]["exists"]:
+    if not found["allowed"] and found["directory"] and found["directory"]["is_repository"]:
         assert found["reason"] in served.stderr
 
 
