@@ -268,7 +268,7 @@ _declare(
     "Print when branches change.",
     "Clients run this while they want to fetch what others push, as the assistant does (git annex remotedaemon)."
     " Prints READY, then a line CHANGED with the new object ids whenever refs are set to something else, at first"
-    " those of all refs that are not packed; of several changes at once, first all in one line and then each branch's."
+    " those of all refs that are not packed; of several changes at once, first all in one line, then each branch's."
     " Ends when stdin is closed.\n\n"
     "Uses inotify: changes made by another machine on a network file system go unnoticed, and the system limits how"
     " many clients (sysctl fs.inotify.max_user_instances) and directories of refs (max_user_watches) an account can"
