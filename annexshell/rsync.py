@@ -177,7 +177,11 @@ class _Rsync:
                 termination.waiting = before
             for fd, _ in events:
                 if fd == self._alive.read_fd:
-                    return self._reap()
+                    before = termination.begin_waiting_for_input()
+                    try:
+                        return self._reap()  # which takes time only if it has closed that itself
+                    finally:
+                        termination.waiting = before
                 # Not at once: the client's last words may still be on their way.
                 poll.unregister(fd)
                 deadline = deadline or time.monotonic() + _GRACE
