@@ -12,7 +12,7 @@ import pytest
 from tests import policies
 from tests.policies import COMMANDS, Server, rule
 from tests.shell import OTHER_UUID, UUID, Shell, git, make_annex, make_ref, make_repository
-from tests.test_main import DUMP, PACKAGE, RUN
+from tests.test_main import DUMP, PACKAGE, RUN, start
 
 REFUSED = "may not use {} on this server, or it does not exist"
 
@@ -22,15 +22,16 @@ def server(shell: Shell) -> Server:
     return Server(shell)
 
 
-def start(server: Server, user: str, command: str, input: bytes = b"", **environment: str) -> bytes:
+def said_by(server: Server, user: str, command: str, input: bytes = b"", **environment: str) -> bytes:
     """What a real process says on stdout."""
     with running(server, user, command, **environment) as process:
         return process.communicate(input)[0]
 
 
-def running(server: Server, user: str, command: str, **environment: str) -> subprocess.Popen[bytes]:
-    program = f"import sys; sys.path.append({str(PACKAGE)!r}); sys.argv[0] = 'git-annex-shell'\n{RUN}"
-    words = [sys.executable, "-c", program, "--policy", str(server.policy), "--user", user, "-c", command]
+def running(server: Server, user: str, command: str, code: str = RUN, **environment: str) -> subprocess.Popen[bytes]:
+    """With site-packages, where the parser of TOML is for older versions of Python."""
+    program = f"import sys; sys.path.insert(0, {str(PACKAGE)!r}); sys.argv[0] = 'git-annex-shell'\n{code}"
+    words = [sys.executable, "-I", "-c", program, "--policy", str(server.policy), "--user", user, "-c", command]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **environment})
 
@@ -134,7 +135,7 @@ def test_p2pstdio_is_in_the_mode_of_the_rule(server: Server) -> None:
     requests = f"VERSION 1\nREMOVE {key}\nPUT  {key}\n".encode()
     for access, expected in (("read", [b"ERROR", b"ERROR"]), ("append", [b"ERROR", b"PUT-FROM"])):
         server.write(rule("alice", f"{server.srv}/x", access))
-        said = start(server, "alice", f"git-annex-shell 'p2pstdio' '{server.srv}/x' '{OTHER_UUID}'", input=requests)
+        said = said_by(server, "alice", f"git-annex-shell 'p2pstdio' '{server.srv}/x' '{OTHER_UUID}'", input=requests)
         greeting, version, *answers = said.splitlines()[:4]
         assert (greeting, version) == (b"AUTH-SUCCESS " + UUID.encode(), b"VERSION 1")
         assert [answer.split()[0] for answer in answers] == expected
@@ -294,7 +295,7 @@ def test_names_with_anything_in_them(server: Server) -> None:
         make_ref(x, "refs/heads/main")
         server.write(rule("alice", f"{server.srv}/*", "write"))
         quoted = str(x).replace("'", "'\\''").replace("!", "'\\!'")
-        assert b"refs/heads/main" in start(server, "alice", f"git-upload-pack '{quoted}'", input=b"0000"), name
+        assert b"refs/heads/main" in said_by(server, "alice", f"git-upload-pack '{quoted}'", input=b"0000"), name
         if "'" not in name:
             assert server.annex("alice", "configlist", x).status == 0
 
@@ -309,11 +310,11 @@ def test_git_does_not_look_further_than_the_policy(server: Server) -> None:
     for name in ("x", "y"):
         for service in ("upload", "receive"):
             command = f"git-{service}-pack '{server.srv}/{name}'"
-            assert start(server, "alice", command, input=b"0000") == b""
+            assert said_by(server, "alice", command, input=b"0000") == b""
         command = f"git-annex-shell 'p2pstdio' '{server.srv}/{name}' 'x'"
-        assert start(server, "alice", command, input=b"VERSION 1\nCONNECT git-upload-pack\n") == b""
+        assert said_by(server, "alice", command, input=b"VERSION 1\nCONNECT git-upload-pack\n") == b""
     server.write(rule("alice", f"{server.srv}/x.git", "write"))
-    assert b"refs/heads/secret" in start(server, "alice", f"git-upload-pack '{server.srv}/x.git'", input=b"0000")
+    assert b"refs/heads/secret" in said_by(server, "alice", f"git-upload-pack '{server.srv}/x.git'", input=b"0000")
 
 
 def test_variables_do_not_lead_git_elsewhere(server: Server) -> None:
@@ -322,7 +323,7 @@ def test_variables_do_not_lead_git_elsewhere(server: Server) -> None:
     make_ref(x, "refs/namespaces/other/refs/heads/hidden")
     server.write(rule("alice", f"{server.srv}/x", "read"))
     for name, value in (("GIT_NAMESPACE", "other"), ("GIT_OBJECT_DIRECTORY", "/"), ("GIT_COMMON_DIR", "/")):
-        said = start(server, "alice", f"git-upload-pack '{x}'", input=b"0000", **{name: value})
+        said = said_by(server, "alice", f"git-upload-pack '{x}'", input=b"0000", **{name: value})
         assert b" refs/heads/main" in said, name
 
 
@@ -412,20 +413,19 @@ def test_with_a_bad_policy_nothing_is_served(spoil: object, complaint: str, serv
 
 def test_nothing_of_this_is_imported_without_a_policy(server: Server) -> None:
     make_annex(server.srv / "x")
-    server.write(rule("alice", f"{server.srv}/x", "read"))
+    server.write(rule("alice", f"{server.srv}/*", "read"))
     command = f"git-annex-shell 'p2pstdio' '{server.srv}/x' 'u'"
-    program = f"import sys; sys.path.append({str(PACKAGE)!r}); sys.argv[0] = 'git-annex-shell'\n{DUMP}"
-    loaded = []
-    for words in (["-c", command], ["--policy", str(server.policy), "--user", "alice", "-c", command]):
-        argv = [sys.executable, "-IS", "-c", program, *words]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True)
-        loaded.append(set(json.loads(done.stderr[done.stderr.index(b"[") :])))
-    without, with_policy = loaded
-    assert not {name for name in without if "policy" in name or "server" in name or "tomllib" in name} - {
-        "annexshell.p2p.server"
-    }
-    assert "annexshell.policy.rules" in with_policy
-    assert not {"click", "rich", "subprocess", "json", "asyncio", "pathlib"}.intersection(with_policy) - {"json"}
+    with running(server, "alice", command, DUMP) as process:
+        with_policy = modules(process.communicate()[1])
+    without = modules(start(server.shell, DUMP, "-c", command).stderr)
+    ours = {name for name in with_policy if name.startswith(("annexshell.policy", "annexshell.serverwords"))}
+    assert len(ours) >= 5
+    assert not without & {*ours, "tomllib", "tomli", "fnmatch"}
+    assert not with_policy & {"click", "rich", "asyncio", "sh"}
+
+
+def modules(stderr: bytes) -> set[str]:
+    return set(json.loads(stderr[stderr.index(b"[") :]))
 
 
 def test_the_policy_says_where_the_log_is(server: Server) -> None:
