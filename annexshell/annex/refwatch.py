@@ -155,7 +155,7 @@ class RefWatch:
             return None
         except OSError as reason:
             if reason.errno == errno.ENOSPC:
-                raise _exhausted("directories", "max_user_watches") from reason
+                raise _exhausted("as many directories", "max_user_watches") from reason
             raise
 
     def _gone(self) -> RepositoryError:
@@ -281,7 +281,7 @@ def _start() -> INotify:
         return INotify(nonblocking=True)
     except OSError as reason:
         if reason.errno == errno.EMFILE:
-            raise _exhausted("clients", "max_user_instances") from reason
+            raise _exhausted("for as many clients", "max_user_instances") from reason
         raise
 
 
@@ -292,8 +292,8 @@ def _exhausted(what: str, name: str) -> TemporaryFailure:
     except OSError:
         limit = ""
     return TemporaryFailure(
-        f"cannot watch for changes: too many {what} are being watched for on this server, which allows each user"
-        f" only so many. Its administrator can raise the sysctl fs.inotify.{name}{limit}."
+        f"cannot watch for changes: this account already watches {what} as this server allows it."
+        f" Its administrator can raise the sysctl fs.inotify.{name}{limit}."
     )
 
 

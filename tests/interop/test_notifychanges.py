@@ -18,7 +18,6 @@ import pytest
 
 from tests.interop.harness import Repo, running, wait_until
 
-
 TOLD_BY_ALL = {"test_what_others_push_is_fetched", "test_the_client_goes"}
 
 
