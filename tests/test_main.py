@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from annexshell import __main__, checks, forced
+from annexshell import __main__, checks, forced, log
 from annexshell.errors import TemporaryFailure
 from tests import vectors
 from tests.shell import (
+    ABSENT,
     OTHER_UUID,
     PRESENT,
     UUID,
@@ -124,6 +127,49 @@ def test_every_command_has_help_on_stdout(name: str, shell: Shell) -> None:
         assert result.status == 0
         assert b"Usage: " in result.stdout
         assert result.stderr == ""
+
+
+# Anything at all.
+
+_words = st.one_of(
+    st.sampled_from([name.decode() for name in forced.BUILTINS]),
+    st.sampled_from(["repo", "bare", "none", "~", "", "/", "-c", "--", "--uuid", UUID, OTHER_UUID, PRESENT, ABSENT]),
+    st.sampled_from(["--force", "--json", "--batch", "-z", "-qv", "--help", "--uuid=", "-J2", "--debug=1", "-d"]),
+    st.sampled_from(["remoteuuid=../..", "autoinit=1", "autoinit=2", "=", "--bwlimit=1", "--bwlimit", "--server"]),
+    st.sampled_from(["SHA256E-s--x", "A-s" + "9" * 5000 + "--", "A--" + "x" * 300, "WORM--\n", "git-annex-shell x"]),
+    st.binary(max_size=20).map(lambda data: os.fsdecode(data.replace(b"\0", b""))),
+    st.text(max_size=20).map(lambda text: os.fsdecode(text.replace("\0", "").encode("utf-8", "ignore"))),
+)
+_command_lines = st.one_of(
+    st.lists(_words, max_size=6),
+    st.builds(lambda name, words: [name, "repo", *words], _words, st.lists(_words, max_size=5)),
+    st.builds(
+        lambda name, words: [name.decode(), "repo", *words],
+        st.sampled_from(list(forced.BUILTINS)),
+        st.lists(_words, max_size=5),
+    ),
+    st.lists(_words, max_size=6).map(lambda words: ["-c", "git-annex-shell " + " ".join(words)]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(words=_command_lines, restriction=st.sampled_from([None, "repo", "none", "~"]))
+def test_bad_words_get_one_line_and_an_exit_status(words: list[str], restriction: str | None, shell: Shell) -> None:
+    if not (shell.home / "repo").exists():
+        place(make_annex(shell.home / "repo"), PRESENT, b"abc")
+        make_repository(shell.home / "bare", bare=True)
+    environment = {} if restriction is None else {"GIT_ANNEX_SHELL_DIRECTORY": restriction}
+    result = shell(*words, stdin=b"", **environment)
+    assert result.status in (0, 1, 100)
+    complaints = result.stderr.splitlines()
+    assert bool(complaints) >= (result.status == 100)
+    for complaint in complaints:
+        # Of what other programs say we are not the judge, and whoever wants to debug wants to be told everything.
+        if not complaint.startswith(("rsync", "fatal: ", "error: ", "warning: ", "[20")):
+            assert complaint.startswith(("annexshell: ", "dropkey: ", "  "))
+            assert "internal error" not in complaint
+            assert "Traceback" not in complaint
+    assert log.printable(result.stderr.replace("\n", " ").replace("\t", " ")) == result.stderr.replace("\n", " ")
 
 
 # Our own name.
