@@ -266,7 +266,7 @@ def watch(repo: GitRepository) -> RefWatch:
 
     Raises RepositoryError, TemporaryFailure, OSError.
     """
-    storage = (repo.config.get(b"extensions.refstorage") or b"files").partition(b":")[0].lower()
+    storage = (repo.config.get(b"extensions.refstorage") or b"files").lower()
     if storage == b"files":
         return _LooseRefs(repo)
     if storage == b"reftable":
