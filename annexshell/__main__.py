@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from annexshell.access import Access
     from annexshell.annex.gitrepo import GitRepository
+    from annexshell.policy.permission import Permissions
     from annexshell.proxy import ProxiedRepository
+    from annexshell.serverwords import Service
 
     # The last one is given when the client asked for a repository that this one stands in front of.
     Command: TypeAlias = Callable[
@@ -32,13 +34,21 @@ INTERRUPTED = 130
 USAGE = "usage: git-annex-shell {commands} DIRECTORY [option ...] [-- field=value ... --]; or -c 'COMMAND'"
 # Names under which the click program answers to what is not a command from the wire.
 _OUR_NAMES = ("annexshell", "__main__.py")
+# With one of these the server speaks first: see serverwords.
+_SERVER_WORDS = (b"--policy", b"--user", b"--log")
 
 
 def main() -> int:
     """Run what the command line asks for; gives the exit status."""
     words = [os.fsencode(word) for word in sys.argv[1:]]
-    words = with_original_command(words, os.environb)
     try:
+        if words and words[0].partition(b"=")[0] in _SERVER_WORDS:
+            from annexshell import serverwords
+
+            process.prepare()
+            service, words = serverwords.take(words, os.environb)
+            return run_service(words, service)
+        words = with_original_command(words, os.environb)
         if is_for_people(sys.argv[0], words, os.environb):
             from annexshell.cli import main as run_program
 
@@ -75,20 +85,59 @@ def is_for_people(program: str, words: Sequence[bytes], environ: Mapping[bytes, 
     return words[0] not in forced.BUILTINS or len(words) < 2 or (len(words) == 2 and words[1] in (b"--help", b"-h"))
 
 
-def run_wire_command(words: Sequence[bytes]) -> int:
-    """Everything from the words to the command's exit status, in the order of the checks (spec: shell §2.6)."""
+def run_service(words: Sequence[bytes], service: Service) -> int:
+    """The same for a server that says who the client is, and where to record what is done."""
+    start_audit(service.log, service)
+    permissions = None
+    if service.policy is not None:
+        from annexshell.policy import document, permission
+
+        policy = document.load(service.policy)
+        if service.log is None:
+            start_audit(policy.log, service)
+        permissions = permission.Permissions(policy, os.fsdecode(service.user or b""), os.environb)
+    status = run_wire_command(words, permissions)
+    if log.audit is not None:
+        log.audit.end_with(status)
+    return status
+
+
+def start_audit(where: bytes | None, service: Service) -> None:
+    if where is not None:
+        from annexshell import audit
+
+        audit.start(where, service.user)
+
+
+def run_wire_command(words: Sequence[bytes], permissions: Permissions | None = None) -> int:
+    """Everything from the words to the command's exit status."""
     request = forced.parse(words)
     if isinstance(request, forced.PassThrough):
         from annexshell import gitshell
 
-        gitshell.run(request.words)
+        gitshell.run(request.words, permissions)
+    try:
+        return run_builtin(request, permissions)
+    except Exception as reason:
+        return max(request.builtin.failure, explain(reason))
+
+
+def run_builtin(request: forced.Request, permissions: Permissions | None) -> int:
+    """The command behind all checks, the first that fails deciding what is said (spec: shell §2.6)."""
+    if log.audit is not None:
+        log.audit.describe(command=request.name, directory=request.directory)
     from annexshell import access, checks, directories
     from annexshell.annex.gitrepo import check_annex
 
     mode = access.from_environment()
     checks.check_access(request.builtin, mode)
-    path = directories.opened_path(request.directory)
+    path = directories.repository_path(directories.opened_path(request.directory))
+    if permissions is not None:
+        path, mode = permissions.annex_access(request.directory, path, mode)
+        checks.check_access(request.builtin, mode)
     options = request.options()
+    if log.audit is not None:
+        log.audit.describe(directory=path, client=request.client(options))
     if options.help:
         from annexshell.cli import show_help
 
@@ -96,7 +145,7 @@ def run_wire_command(words: Sequence[bytes]) -> int:
     if options.debug:
         log.enable_debug()
     checks.drop_git_variables()
-    repo = checks.open_repository(directories.repository_path(path), request.directory)
+    repo = checks.open_repository(path, request.directory)
     command = command_named(request.name)
     config = checks.read_config(repo, request.directory)
     if options.debug is None and config.get_bool(b"annex.debug"):
@@ -106,6 +155,10 @@ def run_wire_command(words: Sequence[bytes]) -> int:
         if request.builtin.in_annex:
             check_annex(repo)
         checks.check_parameters(request, options)
+        if log.audit is not None:
+            uuid = checks.own_uuid(repo) if target is None else target.uuid
+            log.audit.describe(directory=repo.path, repository=uuid)
+            log.audit.begin()
         return command(repo, request, options, mode, target)
     finally:
         if target is not None:
@@ -122,21 +175,40 @@ def command_named(name: bytes) -> Command:
         from annexshell.commands import configlist
 
         return lambda repo, request, _, mode, __: configlist.run(repo, mode, autoinit=b"autoinit" in request.fields)
-    return _not_provided
+    if name == b"gcryptsetup":
+        from annexshell.commands import gcryptsetup
 
+        return lambda repo, _, options, __, ___: gcryptsetup.run(repo, options.parameters)
+    if name == b"notifychanges":
+        from annexshell.commands import notifychanges
 
-def _not_provided(
-    repo: GitRepository,
-    request: forced.Request,
-    options: forced.Options,
-    mode: Access,
-    target: ProxiedRepository | None,
-) -> int:
-    raise AnnexshellError(f"This version of annexshell does not provide the command {os.fsdecode(request.name)}.")
+        return lambda repo, _, __, ___, target: notifychanges.run(repo, target)
+    if name == b"inannex":
+        from annexshell.commands import inannex
+
+        return lambda repo, _, options, __, ___: inannex.run(repo, options.parameters)
+    if name == b"sendkey":
+        from annexshell.commands import sendkey
+
+        return lambda repo, request, options, _, __: sendkey.run(
+            repo, options.parameters, request.client(options), request.rsync_words
+        )
+    if name == b"recvkey":
+        from annexshell.commands import recvkey
+
+        return lambda repo, request, options, _, __: recvkey.run(
+            repo, options.parameters, request.client(options), request.rsync_words
+        )
+    from annexshell.commands import dropkey
+
+    assert name == b"dropkey", name
+    return lambda repo, _, options, __, ___: dropkey.run(repo, options.parameters, options.flags)
 
 
 def explain(reason: Exception) -> int:
     """Tell the client's user in one line what went wrong; gives the exit status."""
+    if log.audit is not None:
+        log.audit.end_by(reason)
     if log.debugging():
         import traceback
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from annexshell import forced
-from annexshell.access import READ_ONLY
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.errors import Refused, RepositoryError, TemporaryFailure
 from annexshell.uuid import UUID
@@ -47,8 +46,7 @@ def check_access(builtin: forced.Builtin, access: Access) -> None:
 
 def blocked(access: Access) -> Refused:
     """The refusal for what this access mode does not allow."""
-    variable = "READONLY" if access is READ_ONLY else "APPENDONLY"
-    return Refused(f"Action blocked by GIT_ANNEX_SHELL_{variable}")
+    return Refused(access.blocked)
 
 
 def open_repository(path: bytes, directory: bytes) -> GitRepository:
@@ -92,7 +90,7 @@ def check_uuids(repo: GitRepository, request: forced.Request, options: forced.Op
     target: ProxiedRepository | None = None
     try:
         for uuid in options.uuids:
-            own = repo.uuid or gcrypt_uuid(repo.config.get(b"core.gcrypt-id"))
+            own = own_uuid(repo)
             if own and uuid == own:
                 continue
             before, target = target, _proxied(repo, own, uuid)
@@ -118,6 +116,11 @@ def _proxied(repo: GitRepository, own: bytes, uuid: bytes) -> ProxiedRepository:
             reason = str(refusal)
     found = f"UUID {_text(own)}" if own else "uninitialized repository"
     raise Refused(reason or f"expected repository UUID {_text(uuid)} but found {found}")
+
+
+def own_uuid(repo: GitRepository) -> bytes:
+    """The uuid by which clients know REPO; empty if it has none."""
+    return repo.uuid or gcrypt_uuid(repo.config.get(b"core.gcrypt-id"))
 
 
 def gcrypt_uuid(gcrypt_id: bytes | None) -> bytes:

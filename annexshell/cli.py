@@ -9,6 +9,7 @@ import click
 
 from annexshell import __version__
 from annexshell.cli_http import p2phttp
+from annexshell.cli_policy import authorized_keys, explain
 
 _HELP_OPTIONS = ["-h", "--help"]
 _WIDTH = 100
@@ -37,14 +38,20 @@ def program() -> None:
         GIT_ANNEX_SHELL_LIMITED=1       no git commands, only those of git-annex
 
     \b
+    In front of -c the server can ask for an audit log of who did what, in a file or syslog:
+        annexshell --log FILE --user NAME -c ...
+
+    \b
     Then, on the client:
         git remote add server ssh://HOST/~/REPOSITORY
         git annex sync --content server
 
     Over HTTP, "annexshell p2phttp" takes the place of "git annex p2phttp".
 
-    Below, demo, link-shell, p2phttp and proxy are for people, and the others are what clients send; "annexshell
-    COMMAND --help" tells what each one is for.
+    For many keys and directories there is a policy, a file: see "annexshell authorized-keys --help".
+
+    Below, authorized-keys, demo, explain, link-shell, p2phttp and proxy are for people, and the others are what
+    clients send; "annexshell COMMAND --help" tells what each one is for.
     """
 
 
@@ -127,6 +134,7 @@ def _check_seconds(context: click.Context, parameter: click.Parameter, value: fl
     metavar="SECONDS",
     help="How long the remote may take for each thing it says; 0 for no limit.  [default: no limit]",
 )
+@click.option("--log", "log_to", metavar="FILE|syslog", help="Keep an audit log: see annexshell-audit(5).")
 @click.option("-d", "--debug", is_flag=True, help="Tell on stderr what is going on.")
 def proxy(
     directory: str,
@@ -138,6 +146,7 @@ def proxy(
     append_only: bool,
     connect_timeout: float | None,
     reply_timeout: float | None,
+    log_to: str | None,
     debug: bool,
 ) -> None:
     """Stand between stdin, stdout and a remote.
@@ -183,11 +192,14 @@ def proxy(
         connect_timeout=connect_timeout,
         reply_timeout=reply_timeout,
         debug=debug,
+        log_to=log_to,
     )
     raise SystemExit(status)
 
 
 program.add_command(p2phttp)
+program.add_command(authorized_keys)
+program.add_command(explain)
 
 _OPTIONS = [
     click.Option(["--uuid"], metavar="UUID", multiple=True, help="Refuse to do anything in another repository."),
@@ -254,7 +266,13 @@ _declare(
     "notifychanges",
     "[OPTIONS]",
     "Print when branches change.",
-    "Until stdin is closed.",
+    "Clients run this while they want to fetch what others push, as the assistant does (git annex remotedaemon)."
+    " Prints READY, then a line CHANGED with the new object ids whenever refs are set to something else, at first"
+    " those of all refs that are not packed; of several changes at once, first all in one line, then each branch's."
+    " Ends when stdin is closed.\n\n"
+    "Uses inotify: changes made by another machine on a network file system go unnoticed, and the system limits how"
+    " many clients (sysctl fs.inotify.max_user_instances) and directories of refs (max_user_watches) an account can"
+    " watch for.",
     "annexshell notifychanges ~/annex",
 )
 _declare(
@@ -289,8 +307,18 @@ _declare(
     "gcryptsetup",
     "GCRYPTID [OPTIONS]",
     "Prepare a bare repository for gcrypt.",
-    "Stores the id that git-remote-gcrypt gave the repository.",
-    "annexshell gcryptsetup ~/crypt.git :id:abcdef",
+    "Stores the id that git-remote-gcrypt gave the repository as core.gcrypt-id in its git config, and allows"
+    " the pushes that replace its branch (receive.denyNonFastForwards=false). From then on clients can keep"
+    " encrypted content in it. Nobody needs to type this: clients send it when a user makes the repository a"
+    " remote, or enables it in another clone.\n\n"
+    "\b\nOn the server:\n    git init --bare crypt.git\nOn the client:\n"
+    "    git annex initremote crypt type=gcrypt encryption=hybrid keyid=KEYID gitrepo=ssh://HOST/~/crypt.git\n"
+    "    git push crypt main git-annex\n    git annex copy --to=crypt\n\n"
+    "The same id again changes nothing. Refused are a repository that has an annex.uuid, one that has another"
+    " id, and one that is not bare; clients that GIT_ANNEX_SHELL_READONLY or GIT_ANNEX_SHELL_APPENDONLY"
+    " restricts; and ids with control characters. The repository gets no uuid and no git-annex branch: clients"
+    " know it by a uuid that is made of the id.",
+    "annexshell gcryptsetup ~/crypt.git :id:fy3KuYgG/+8vDPqdWXGw",
 )
 
 

@@ -20,7 +20,7 @@ NONE, CLIENT_UUID, ANY = range(3)
 class Builtin:
     """What has to be known of a command before it runs."""
 
-    __slots__ = ("flags", "in_annex", "needs", "parameters", "proxied")
+    __slots__ = ("failure", "flags", "in_annex", "needs", "parameters", "proxied")
 
     def __init__(
         self,
@@ -30,19 +30,22 @@ class Builtin:
         in_annex: bool = True,
         proxied: bool = False,
         flags: tuple[bytes, ...] = (),
+        failure: int = 1,
     ) -> None:
         self.needs = needs
         self.parameters = parameters
         self.in_annex = in_annex  # refuses to run in a repository that git-annex does not use (spec: shell §6.2)
         self.proxied = proxied  # also for the uuid of a remote that is reached through this repository
         self.flags = flags  # options that only this command takes
+        self.failure = failure  # the least exit status that no client takes for an answer
 
 
 BUILTINS = {
     b"configlist": Builtin(needs=READS, parameters=NONE, in_annex=False),
     b"p2pstdio": Builtin(needs=READS, parameters=CLIENT_UUID, proxied=True),
     b"notifychanges": Builtin(needs=READS, parameters=NONE, proxied=True),
-    b"inannex": Builtin(needs=READS, parameters=ANY),
+    # 1 is for content that is absent, which clients write down (spec: shell §7.4).
+    b"inannex": Builtin(needs=READS, parameters=ANY, failure=100),
     b"sendkey": Builtin(needs=READS, parameters=ANY),
     b"recvkey": Builtin(needs=ADDS, parameters=ANY),
     b"dropkey": Builtin(
@@ -103,6 +106,12 @@ class Request:
         """Raises UsageError."""
         return Options(self.builtin, self.words)
 
+    def client(self, options: Options) -> bytes | None:
+        """The uuid that the client says it has."""
+        if self.builtin.parameters == CLIENT_UUID:
+            return options.parameters[0] if options.parameters else None
+        return self.fields.get(b"remoteuuid")
+
 
 class Options:
     """The options and parameters of a builtin command (spec: shell §2.4). Raises UsageError."""
@@ -136,6 +145,7 @@ class Options:
                     wrong = word if len(letters) == 1 else b"-" + word[1 + position :]
                     raise UsageError(f"Invalid option `{_text(wrong)}'")
                 flag, setting = _FLAGS[option]
+                self.flags.pop(flag, None)  # so that they are in the order in which each was last given
                 self.flags[flag] = setting
             if self.flags.get(b"help"):
                 # Whatever comes behind does not count any more, not even as an error.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from annexshell import directories, forced
+from annexshell import directories, forced, log
 from annexshell.errors import AnnexshellError, Refused
 
 TYPE_CHECKING = False
@@ -15,19 +15,33 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
+    from annexshell.policy.permission import Permissions
+
 _SERVICES = (b"upload-pack", b"receive-pack", b"upload-archive")
 
 
-def run(words: Sequence[bytes]) -> NoReturn:
+def run(words: Sequence[bytes], permissions: Permissions | None = None) -> NoReturn:
     """Become git-shell. Raises Refused, AnnexshellError."""
-    arguments = admitted(words, os.environb)
+    if log.audit is not None:
+        service = parse_service(words[0]) if len(words) == 1 else None
+        command, directory = service or (b" ".join(words), None)
+        log.audit.describe(command=command, directory=directory)
+    arguments = admitted(words, os.environb, permissions)
+    if permissions is not None:
+        from annexshell.checks import drop_git_variables
+
+        drop_git_variables()
+    if log.audit is not None:
+        log.audit.hand_over()
     try:
         os.execvp(b"git-shell", [b"git-shell", b"-c", *arguments])
     except FileNotFoundError as reason:
         raise AnnexshellError("cannot run git-shell: it is not in PATH on this server") from reason
 
 
-def admitted(words: Sequence[bytes], environ: Mapping[bytes, bytes]) -> list[bytes]:
+def admitted(
+    words: Sequence[bytes], environ: Mapping[bytes, bytes], permissions: Permissions | None = None
+) -> list[bytes]:
     """What git-shell is given after ``-c`` for WORDS. Raises Refused."""
     restriction = environ.get(directories.RESTRICTION)
     if restriction is None:
@@ -35,6 +49,8 @@ def admitted(words: Sequence[bytes], environ: Mapping[bytes, bytes]) -> list[byt
         arguments = list(words[:end])
     else:
         arguments = [_restricted(words, restriction, environ)]
+    if permissions is not None:
+        arguments = [_permitted(words, permissions, environ)]
     if environ.get(b"GIT_ANNEX_SHELL_LIMITED"):
         raise Refused("Action blocked by GIT_ANNEX_SHELL_LIMITED")
     return arguments
@@ -66,6 +82,20 @@ def _restricted(words: Sequence[bytes], restriction: bytes, environ: Mapping[byt
         # Git would resolve ".." behind symlinks, and relative paths from the current directory.
         directory = allowed
     return prefix + b" " + quote(directory)
+
+
+def _permitted(words: Sequence[bytes], permissions: Permissions, environ: Mapping[bytes, bytes]) -> bytes:
+    """The one command string that may run with a policy, for the directory that the policy was asked about."""
+    service = parse_service(words[0]) if len(words) == 1 else None
+    if service is None:
+        raise Refused(
+            "Only git-upload-pack, git-receive-pack and git-upload-archive with exactly one quoted directory are"
+            " allowed on this server, besides what git-annex-shell does"
+        )
+    prefix, asked = service
+    name = b"git-" + prefix[4:]
+    path = directories.repository_path(directories.opened_path(asked, environ))
+    return name + b" " + quote(permissions.git_directory(name, asked, path))
 
 
 def _as_git_opens(directory: bytes, home: bytes) -> bytes:

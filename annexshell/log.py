@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from annexshell.audit import Audit
+
 _debugging = False
+# Who is told of what is done and refused; None where nobody keeps an audit log (see annexshell.audit).
+audit: Audit | None = None
 
 
 def enable_debug() -> None:

@@ -227,7 +227,7 @@ class ProxiedRepository(Repository):
         except RemoteUnavailable as reason:
             # How git-annex-shell answers when the content is locked is to end.
             log.warn(f"cannot remove {key}: {reason}")
-            return Outcome(False)
+            return Outcome(False, why=str(reason))
         uuids = (self.uuid, *outcome.uuids) if outcome.done else outcome.uuids
         self.record(key, uuids, False)
         return Outcome(outcome.done, uuids if outcome.uuids else ())

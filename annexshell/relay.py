@@ -97,14 +97,8 @@ def to_descriptor(source: Source, length: int, out: int, wait: Callable[[], None
 
     WAIT returns when OUT, if it does not block, can take more.
     """
-    place = source.file()
-    sent = None if place is None else _sendfile(out, *place, length, wait)
-    if sent is None:
+    if not _sendfile(source, length, out, wait):
         _move(source, length, out, wait)
-        return
-    source.skip(sent)
-    if sent < length:
-        raise ShortSource("the file became shorter while it was sent")
 
 
 def _move(source: Source, length: int, out: int, wait: Callable[[], None]) -> None:
@@ -169,8 +163,12 @@ def write_all(fd: int, data: memoryview | bytes, wait: Callable[[], None] = wait
             wait()
 
 
-def _sendfile(out: int, fd: int, offset: int, length: int, wait: Callable[[], None]) -> int | None:
-    """How much was sent; None where the kernel cannot, as to a file that is appended to."""
+def _sendfile(source: Source, length: int, out: int, wait: Callable[[], None]) -> bool:
+    """Let the kernel do it; false where it cannot, as from what is no file, or to a file that is appended to."""
+    place = source.file()
+    if place is None:
+        return False
+    fd, offset = place
     sent = 0
     while sent < length:
         try:
@@ -180,9 +178,10 @@ def _sendfile(out: int, fd: int, offset: int, length: int, wait: Callable[[], No
             continue
         except OSError as reason:
             if sent == 0 and reason.errno in _UNSUITABLE:
-                return None
+                return False
             raise
         if count == 0:
-            break
+            raise ShortSource("the file became shorter while it was sent")
+        source.skip(count)
         sent += count
-    return sent
+    return True

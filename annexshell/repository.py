@@ -31,13 +31,17 @@ INVALID = False
 
 
 class Outcome:
-    """Whether it was done, and the uuids of other repositories for which it was done at the same time."""
+    """Whether it was done, and the uuids of other repositories for which it was done at the same time.
 
-    __slots__ = ("done", "uuids")
+    WHY it was not, where that is known, is for logs: the protocol has no place for it.
+    """
 
-    def __init__(self, done: bool, uuids: tuple[UUID, ...] = ()) -> None:
+    __slots__ = ("done", "uuids", "why")
+
+    def __init__(self, done: bool, uuids: tuple[UUID, ...] = (), *, why: str = "") -> None:
         self.done = done
         self.uuids = uuids
+        self.why = why
 
     def __bool__(self) -> bool:
         return self.done

@@ -40,3 +40,9 @@ def test_what_each_allows():
         (False, False),
     ]
     assert [repr(a) for a in (READ_WRITE, APPEND_ONLY, READ_ONLY)] == ["<read-write>", "<append-only>", "<read-only>"]
+
+
+def test_the_narrowest_of_several_counts():
+    assert access.narrower(READ_WRITE, READ_WRITE) is READ_WRITE
+    assert access.narrower(READ_WRITE, APPEND_ONLY) is APPEND_ONLY
+    assert access.narrower(READ_ONLY, APPEND_ONLY, READ_WRITE) is READ_ONLY

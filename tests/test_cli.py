@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -76,3 +77,11 @@ def test_as_a_module() -> None:
         cwd=Path(annexshell.__file__).parents[1],
     )
     assert done.stdout == f"annexshell, version {annexshell.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["authorized-keys", "explain"])
+def test_manuals_have_the_options(name: str) -> None:
+    text = (Path(annexshell.__file__).parents[1] / "man" / f"annexshell-{name}.rst").read_text()
+    described = set(re.findall(r"^\*\*(--?[a-z-]+)\*\*|, \*\*(-[a-z])\*\*", text, re.MULTILINE))
+    declared = {option for parameter in program.commands[name].params for option in parameter.opts}
+    assert {option for pair in described for option in pair if option} == declared

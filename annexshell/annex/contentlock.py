@@ -89,7 +89,13 @@ class ContentLocks:
         """Whether somebody holds the exclusive lock; nothing is locked for it (spec: objects §5.2)."""
         try:
             path = self._objects.locate(key)
-            sentinal = self._sentinal()
+            try:
+                sentinal = self._sentinal()
+            except OSError:
+                if os.path.lexists(self._sentinal_path):
+                    raise
+                # Nobody holds what is not there, and we may not make it: a repository that is only read.
+                return lockfile.is_held_exclusively(path)
             if sentinal is None:
                 return lockfile.is_held_exclusively(path + b".lck")
             with sentinal:
@@ -106,13 +112,17 @@ class ContentLocks:
         """
         if self._has_lock_files():
             return None
-        sentinal = lockfile.waited_for(self._repo.annexdir + b"/sentinal", lockfile.SHARED)
+        sentinal = lockfile.waited_for(self._sentinal_path, lockfile.SHARED)
         with ClosedOnError(sentinal):
             self._repo.refresh_config()
         if not self._has_lock_files():
             return sentinal
         sentinal.close()
         return None
+
+    @property
+    def _sentinal_path(self) -> bytes:
+        return self._repo.annexdir + b"/sentinal"
 
     def _has_lock_files(self) -> bool:
         version = self._repo.version

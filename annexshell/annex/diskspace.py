@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _DEFAULT_RESERVE = 100_000_000
 _DIGITS = "0123456789"
 _LARGEST_POWER = 100
+_LARGEST_SIZE = 10**36  # bytes; keys may claim to have more digits than numbers can be printed with
 _LETTERS = "BkMGTPEZYRQ"
 _DECIMAL = ("", "kilo", "mega", "giga", "tera", "peta", "exa", "zetta", "yotta", "ronna", "quetta")
 _BINARY = ("kibi", "mebi", "gibi", "tebi", "pebi", "exbi", "zebi", "yobi")
@@ -37,14 +38,11 @@ def _units() -> dict[str, tuple[int, int]]:
 
 def require_space(repo: GitRepository, key: Key, *, already: int, transfers: Transfers) -> None:
     """Refuse KEY, of which ALREADY bytes are on the disk, when the rest does not fit. Raises TransferRefused."""
-    try:
-        status = os.statvfs(repo.annexdir)
-    except OSError:
+    free = _beyond_reserve(repo)
+    if free is None:
         return  # who cannot tell does not refuse; the disk itself will
-    free = status.f_bavail * status.f_frsize
-    reserve = parse_reserve(repo.config.get(b"annex.diskreserve"))
     size = 1 if key.size is None else key.size
-    missing = size + reserve - free - already
+    missing = size - free - already
     # What others are about to write counts as written. Looked at only if it may change the answer.
     if missing <= 0:
         missing += _in_progress(transfers, key)
@@ -53,6 +51,21 @@ def require_space(repo: GitRepository, key: Key, *, already: int, transfers: Tra
             f"not enough free space, need {rough_size(missing)} more"
             " (use --force to override this check or adjust annex.diskreserve)"
         )
+
+
+def most_that_fits(repo: GitRepository, key: Key, *, already: int, transfers: Transfers) -> int | None:
+    """How large KEY, of which ALREADY bytes are on the disk, may get; None where that cannot be told."""
+    free = _beyond_reserve(repo)
+    return None if free is None else already + max(0, free - _in_progress(transfers, key))
+
+
+def _beyond_reserve(repo: GitRepository) -> int | None:
+    """The free space in bytes, negative when it is less than what is reserved; None where that cannot be told."""
+    try:
+        status = os.statvfs(repo.annexdir)
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize - parse_reserve(repo.config.get(b"annex.diskreserve"))
 
 
 def _in_progress(transfers: Transfers, key: Key) -> int:
@@ -114,6 +127,7 @@ def _span(text: str, characters: str, start: int) -> int:
 def rough_size(size: int) -> str:
     """SIZE bytes for people, as git-annex says it: ``1.25 GB``."""
     power = 0
+    size = min(size, _LARGEST_SIZE)
     while power + 1 < len(_LETTERS) and size >= 1000 ** (power + 1):
         power += 1
     number = f"{size / 1000**power:.2f}".rstrip("0").rstrip(".") if power else str(size)

@@ -41,15 +41,10 @@ class LocalUpload(Upload):
         self._path = temp_path(repository, key)
         self._directory = os.path.dirname(self._path)
         self._data_began = False
-        repository.repo.refresh_config()
-        journal.refuse_pidlock(repository.repo)
-        refuse_long_name(repository, key)
-        repository.refuse_insecure(key)
+        check_acceptable(repository, key)
         self._transfer: Transfer = repository.transfers.download(key, repository.client, file)
         try:
-            if not self._transfer.is_locked:
-                # Two that write the same temporary file would make a mixture of it.
-                raise TransferRefused("the repository is not writable: cannot take the transfer lock")
+            check_locked(self._transfer)
             self.offset = resumable_size(repository, key)
             require_space(repository.repo, key, already=self.offset, transfers=repository.transfers)
             repository.expect_recording(key)
@@ -77,16 +72,17 @@ class LocalUpload(Upload):
             relay.to_callable(source, length, store)
             valid = validity()
             if valid is False and length == 0:
-                return Outcome(False)  # the sender does not have it after all; what is there stays for the next one
+                # What is there stays for the next one.
+                return Outcome(False, why="the sender does not have it after all")
             if temp.size() != position:
                 log.warn(f"another process changed the temporary file of {self._key}")
-                return Outcome(False)
+                return Outcome(False, why="another process changed the temporary file")
             if not self._is_verified(valid, verify, hashing, position, resumed=temp.existed):
                 log.warn(f"Verification of content failed for {self._key}")
-                self._discard()
-                return Outcome(False)
-        self._discard_work_directory()
-        self._store()
+                discard(self._repository, self._key)
+                return Outcome(False, why="verification of content failed")
+        store_temp(self._repository, self._key)
+        self._log_presence()
         return Outcome(True)
 
     def _is_verified(
@@ -103,34 +99,15 @@ class LocalUpload(Upload):
             return hashing.matches()
         return self._repository.verifier.verify(self._key, self._path) is not False
 
-    def _store(self) -> None:
-        repository, key = self._repository, self._key
-        if repository.find(key) is not None:
-            _unlink(self._path)  # somebody else stored it meanwhile
-        else:
-            move_into_place(repository, key, self._path)
-        self._log_presence()
-
     def _log_presence(self) -> None:
         self._repository.record_presence(self._key)
         self._transfer.succeed()
 
     def check_stored(self) -> Outcome:
         if self._repository.find(self._key) is None:
-            return Outcome(False)
+            return Outcome(False, why="it is not there")
         self._log_presence()
         return Outcome(True)
-
-    def _discard(self) -> None:
-        _unlink(self._path)
-        self._discard_work_directory()
-
-    def _discard_work_directory(self) -> None:
-        work = self._directory + b"/work." + self._key.filename
-        if os.path.isdir(work):
-            import shutil
-
-            shutil.rmtree(work, ignore_errors=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,6 +118,21 @@ class LocalUpload(Upload):
             self._transfer.cancel()
 
 
+def check_acceptable(repository: LocalRepository, key: Key) -> None:
+    """Whether content of KEY may be stored at all. Raises TransferRefused, RepositoryError."""
+    repository.repo.refresh_config()
+    journal.refuse_pidlock(repository.repo)
+    refuse_long_name(repository, key)
+    repository.refuse_insecure(key)
+
+
+def check_locked(transfer: Transfer) -> None:
+    """Raises TransferRefused."""
+    if not transfer.is_locked:
+        # Two that write the same temporary file would make a mixture of it.
+        raise TransferRefused("the repository is not writable: cannot take the transfer lock")
+
+
 def temp_path(repository: LocalRepository, key: Key) -> bytes:
     """Where content is while it comes."""
     return b"%s/tmp/%s" % (repository.repo.annexdir, key.filename)
@@ -148,7 +140,7 @@ def temp_path(repository: LocalRepository, key: Key) -> bytes:
 
 def refuse_long_name(repository: LocalRepository, key: Key) -> None:
     """Raises Unnameable."""
-    if not journal.can_log(repository.repo, key):
+    if not repository.can_record(key):
         raise Unnameable("the key's name is too long to be recorded in the git-annex branch")
 
 
@@ -173,7 +165,7 @@ class _TempFile:
         self._offset = offset
         self.existed = offset > 0
         try:
-            self.fd = _open(repository, directory, path)
+            self.fd = open_temp(repository, directory, path)
         except OSError as reason:
             raise RepositoryError(f"cannot write to the repository: {reason.strerror}") from reason
         try:
@@ -201,7 +193,8 @@ class _TempFile:
         os.close(self.fd)
 
 
-def _open(repository: LocalRepository, directory: bytes, path: bytes) -> int:
+def open_temp(repository: LocalRepository, directory: bytes, path: bytes) -> int:
+    """A descriptor of the temporary file, which is created if need be. Raises OSError."""
     # O_NOFOLLOW: a link there is nobody's partial content.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -211,6 +204,30 @@ def _open(repository: LocalRepository, directory: bytes, path: bytes) -> int:
     except PermissionError:
         repository.permissions.thaw_object(path)  # moved there from the objects by some other process
     return os.open(path, flags, 0o666)
+
+
+def store_temp(repository: LocalRepository, key: Key) -> None:
+    """Make the verified content the object of KEY, unless somebody else has stored it meanwhile."""
+    _discard_work_directory(repository, key)
+    path = temp_path(repository, key)
+    if repository.find(key) is not None:
+        _unlink(path)
+    else:
+        move_into_place(repository, key, path)
+
+
+def discard(repository: LocalRepository, key: Key) -> None:
+    """Delete content that is wrong, and what programs have left with it."""
+    _unlink(temp_path(repository, key))
+    _discard_work_directory(repository, key)
+
+
+def _discard_work_directory(repository: LocalRepository, key: Key) -> None:
+    work = b"%s/tmp/work.%s" % (repository.repo.annexdir, key.filename)
+    if os.path.isdir(work):
+        import shutil
+
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def move_into_place(repository: LocalRepository, key: Key, path: bytes) -> None:

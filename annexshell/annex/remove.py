@@ -33,14 +33,14 @@ def remove(repository: LocalRepository, key: Key, before: Timestamp | None) -> O
     with lock:
         # Compared under the lock: waiting for it may have taken us past the time.
         if before is not None and repository.gettimestamp() >= before:
-            return Outcome(False)
+            return Outcome(False, why="the time until which it may be removed is over")
         path = lock.path
         _unlink_object(repository, path)
         if repository.worktree is not None:
             repository.worktree.reset(key)
         repository.objects.prune(os.path.dirname(path))
         # Still under the lock: for others, content that can be locked has a log that is right.
-        if journal.can_log(repo, key):
+        if repository.can_record(key):
             repository.record_presence(key)
         else:
             log.warn(f"the name of {key} is too long to be recorded in the git-annex branch")

@@ -159,7 +159,13 @@ class LocalRepository(Repository):
         return None
 
     def record_presence(self, key: Key) -> None:
-        """Record in the location log whether the content is there. Raises RepositoryError, OSError."""
+        """Record in the location log whether the content is there; nothing in a repository without a uuid.
+
+        Raises RepositoryError, OSError.
+        """
+        if not self.uuid:
+            # Not even by making the branch: an encrypted repository has none, its clients keep the log.
+            return
         from annexshell.annex.logs.location import record_presence
 
         self._recorded = True
@@ -174,7 +180,14 @@ class LocalRepository(Repository):
 
     def expect_recording(self, key: Key) -> None:
         """:meth:`record_presence` is going to be called soon: get ready for it."""
-        self.branch.expect_change(self.branch.key_log(key))
+        if self.uuid:
+            self.branch.expect_change(self.branch.key_log(key))
+
+    def can_record(self, key: Key) -> bool:
+        """Whether :meth:`record_presence` can do what it is to do: to be asked before storing content."""
+        from annexshell.annex.journal import can_log
+
+        return not self.uuid or can_log(self.repo, key)
 
     def lockcontent(self, key: Key) -> ContentLock:
         if self.repo.config.get_bool(b"annex.pidlock"):

@@ -46,16 +46,19 @@ class Transfers:
         self._directory = repo.annexdir + b"/transfer/"
         self._permissions = permissions
 
-    def download(self, key: Key, client: UUID, file: AssociatedFile) -> Transfer:
+    def download(self, key: Key, client: UUID, file: AssociatedFile, *, may_be_unnamed: bool = False) -> Transfer:
         """Begin to receive KEY. Raises TransferRefused when somebody else is at it, RepositoryError.
 
         Where the process may not write, it goes on without lock and info file; the temp file may still be writable.
+        A transfer from a client without a uuid, if that is allowed, is not shown to others.
         """
         transfer = Transfer(self._permissions, self._directory, b"download", key, client, file)
-        if not transfer.peer:
+        if not (transfer.peer or may_be_unnamed):
             raise Unnameable(f"{_IN_PROGRESS}: the client did not give a uuid")
         # In this order, as everybody does; the second is the only one that old versions know.
-        locks = (self._directory + b"download/lck/" + transfer.lock_name, transfer.own_lock)
+        locks: tuple[bytes, ...] = (self._directory + b"download/lck/" + transfer.lock_name, transfer.own_lock)
+        if not transfer.peer:
+            locks = locks[:1]
         try:
             if transfer.begin(locks):
                 return transfer
@@ -189,9 +192,10 @@ class Transfer:
                     self._close()
                     return False
             self._started = clock.render(time.time_ns() * 1000)
-            # Written in place: readers must bear with half of it, since progress is written in place anyway.
-            self._info_fd = self._open(self._info, os.O_TRUNC)
-            os.write(self._info_fd, self._content())
+            if self.peer:
+                # Written in place: readers must bear with half of it, since progress is written in place anyway.
+                self._info_fd = self._open(self._info, os.O_TRUNC)
+                os.write(self._info_fd, self._content())
             return True
         except BaseException:
             self._finish()
@@ -248,7 +252,8 @@ class Transfer:
         """The content has arrived: end the transfer, and forget that it failed earlier."""
         if self._held:
             self._finish()
-            _unlink(self._failed_info)
+            if self.peer:
+                _unlink(self._failed_info)
 
     def cancel(self) -> None:
         """End the transfer without a trace: it never really began."""
@@ -258,6 +263,8 @@ class Transfer:
         if not self._held:
             return
         self._finish()
+        if not self.peer:
+            return
         try:
             self._record_failure()
         except OSError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from annexshell import checks, relay
+from annexshell import checks, log, relay
 from annexshell.errors import RepositoryError
 
 TYPE_CHECKING = False
@@ -23,8 +23,18 @@ def run(repo: GitRepository, access: Access, *, autoinit: bool) -> int:
             from annexshell.annex.init import initialise
 
             initialise(repo)
-    config = repo.config
+            if log.audit is not None:
+                log.audit.describe(repository=repo.uuid)
+                log.audit.event("init", "ok")
     # In one piece and only now: a client takes one line alone, or none, for the whole answer.
-    lines = b"annex.uuid=%s\ncore.gcrypt-id=%s\n" % (repo.uuid, config.get(b"core.gcrypt-id") or b"")
+    lines = b"annex.uuid=%s\ncore.gcrypt-id=%s\n" % (
+        _one_line(repo, b"annex.uuid"),
+        _one_line(repo, b"core.gcrypt-id"),
+    )
     relay.write_all(1, lines)
     return 0
+
+
+def _one_line(repo: GitRepository, name: bytes) -> bytes:
+    """A setting's value; what is behind a line end in it would pass for a line of ours, and is left out."""
+    return (repo.config.get(name) or b"").partition(b"\n")[0]

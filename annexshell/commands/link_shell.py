@@ -92,7 +92,7 @@ def installed_program() -> Path:
 def import_path() -> list[str]:
     """Where the launcher finds annexshell and the libraries that it uses, as it starts without any."""
     places = [Path(annexshell.__file__).parent.parent]
-    for library in ("blake3", "xxhash"):
+    for library in ("blake3", "xxhash", "tomli"):
         spec = find_spec(library)
         if spec is not None and spec.origin:
             origin = Path(spec.origin).parent

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from annexshell import access, checks, directories, log, process
-from annexshell.access import APPEND_ONLY, READ_ONLY, READ_WRITE, Access
+from annexshell import access, audit, checks, directories, log, process
+from annexshell.access import READ_WRITE, Access
 from annexshell.annex.gitrepo import GitRepository, check_annex
 from annexshell.annex.logs import proxy as proxylog
 from annexshell.annex.repository import LocalRepository
@@ -40,12 +40,16 @@ def run(
     connect_timeout: float | None = None,
     reply_timeout: float | None = None,
     debug: bool = False,
+    log_to: str | None = None,
 ) -> int:
     """Serve the remote ASKED of the repository in DIRECTORY until stdin ends; gives the exit status.
 
+    LOG_TO is where an audit log is kept: a file, or "syslog".
     Limits are in seconds, 0 for none, None for what git config says. Raises AnnexshellError, OSError.
     """
     process.prepare()
+    if log_to is not None:
+        audit.start(os.fsencode(log_to)).describe(command="proxy", directory=directory)
     repo = open_repository(directory, debug=debug)
     with LocalRepository(repo).branch as branch:
         update(branch)
@@ -63,11 +67,21 @@ def run(
         limits.reply = patience.limit(reply_timeout)
     if os.isatty(0):
         os.write(2, _HINT.encode())
-    narrowed = narrower(access.from_environment(), mode)
+    narrowed = access.narrower(access.from_environment(), mode)
+    if log.audit is not None:
+        log.audit.describe(directory=repo.path, repository=target.uuid)
+        log.audit.begin()
+    status = _serve(target, narrowed, limits, trace=trace)
+    if log.audit is not None:
+        log.audit.end_with(status)
+    return status
+
+
+def _serve(target: ProxiedRepository, access: Access, limits: patience.Patience, *, trace: bool) -> int:
     greeting = b"AUTH-SUCCESS %s" % target.uuid
     os.write(1, greeting + b"\n")
     if not trace:
-        return session.serve_proxied(target, narrowed, limits)
+        return session.serve_proxied(target, access, limits)
     from annexshell.p2p.trace import CLIENT, PROXY, REMOTE, Trace
 
     with Trace() as told:
@@ -76,7 +90,7 @@ def run(
             how = "in this process" if isinstance(target.remote.location, LocalPath) else "by HTTP"
             told.note(f"remote {target.remote} is used {how}, so that there are no messages to it")
         limits.make_connection = told.connections_to(REMOTE)
-        return session.serve_proxied(target, narrowed, limits, told.connections_to(CLIENT))
+        return session.serve_proxied(target, access, limits, told.connections_to(CLIENT))
 
 
 def open_repository(directory: str, *, debug: bool) -> GitRepository:
@@ -96,11 +110,6 @@ def open_repository(directory: str, *, debug: bool) -> GitRepository:
         log.enable_debug()
     check_annex(repo)
     return repo
-
-
-def narrower(*modes: Access) -> Access:
-    """What all of MODES allow."""
-    return min(modes, key=(READ_ONLY, APPEND_ONLY, READ_WRITE).index)
 
 
 def find_uuid(repo: GitRepository, branch: Branch, remotes: Sequence[Remote], asked: str) -> UUID:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from annexshell.access import Access
     from annexshell.annex.gitrepo import GitRepository
-    from annexshell.p2p.server import Server
+    from annexshell.p2p.server import GitService, Server
     from annexshell.proxy import ProxiedRepository
     from annexshell.remotes.patience import Patience
     from annexshell.repository import Repository
@@ -36,8 +36,10 @@ def serve(repo: GitRepository, client_uuid: bytes, access: Access) -> int:
     with Termination() as termination:
         connection = Connection(_STDIN, _STDOUT, termination)
         # CONNECT must not give what GIT_ANNEX_SHELL_LIMITED takes away.
-        connect = None if os.environ.get("GIT_ANNEX_SHELL_LIMITED") else GitServices(repo.path)
-        repository = LocalRepository(repo, UUID(client_uuid))
+        connect: GitService | None = None if os.environ.get("GIT_ANNEX_SHELL_LIMITED") else GitServices(repo.path)
+        if connect is not None and log.audit is not None:
+            connect = log.audit.watch_git(connect)
+        repository = _audited(LocalRepository(repo, UUID(client_uuid)))
         return _hold(Server(repository, connection, access, connect), repository)
 
 
@@ -55,23 +57,35 @@ def serve_proxied(
         patience.for_whom = _STDOUT
         target.patience = patience
         connection = make_connection(_STDIN, _STDOUT, termination)
-        return _hold(ProxySession(target, connection, access), target)
+        repository = _audited(target)
+        return _hold(ProxySession(repository, connection, access), repository)
+
+
+def _audited(repository: Repository) -> Repository:
+    return repository if log.audit is None else log.audit.watch(repository)
 
 
 def _hold(session: Server, repository: Repository) -> int:
     status = 0
+    ended: BaseException | None = None
     try:
         session.run()
-    except Terminated:
+    except Terminated as reason:
         log.debug("ended by a signal")
-    except BrokenPipeError:
+        ended = reason
+    except BrokenPipeError as reason:
         log.debug("the client closed its end")  # which is no failure: there is nobody left to serve
+        ended = reason
     except (AnnexshellError, OSError) as reason:
         log.error(str(reason))
         status = 1
+        ended = reason
     try:
         repository.close()
     except (AnnexshellError, OSError) as reason:
         log.error(f"cannot commit to the git-annex branch, will do so next time: {reason}")
         status = 1
+        ended = ended or reason
+    if log.audit is not None and ended is not None:
+        log.audit.end_by(ended)  # here, because a signal has its effect when it is over
     return status

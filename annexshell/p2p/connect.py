@@ -28,7 +28,8 @@ class GitServices:
 
     def __call__(self, connection: Connection, service: bytes) -> None:
         """Relay between the client and the service until one of them is done."""
-        argv = [b"git", service.removeprefix(b"git-"), self._directory]
+        # Without the dot, git would also try the directory with .git behind it, which is another one.
+        argv = [b"git", service.removeprefix(b"git-"), self._directory + b"/."]
         with _Service(argv) as running:
             status = _relay(connection, running)
         # Twice: once for the end of the service, once in answer to the client's own, which may cross it.

@@ -58,7 +58,7 @@ class ProxySession(Server):
 
     def _connect_git(self, request: m.Connect) -> None:
         if request.service == b"git-receive-pack" and not self._access.may_remove:
-            self._error(WRITE_DENIED)
+            self._deny(request.service.decode(), WRITE_DENIED)
             return
         raise ProtocolError("relaying to git not supported on this connection")
 

@@ -144,6 +144,12 @@ class Server:
         self._connection.send(m.Error(text))
         self._in_error = True
 
+    def _deny(self, action: str, why: bytes, key: Key | None = None) -> None:
+        """What the client may not do. The repository is not even asked."""
+        if log.audit is not None:
+            log.audit.refuse(action, why, key)
+        self._error(why)
+
     # Small requests.
 
     def _version(self, request: m.Version) -> None:
@@ -201,7 +207,7 @@ class Server:
 
     def _do_remove(self, key: Key, before: Timestamp | None) -> None:
         if not self._access.may_remove:
-            self._error(REMOVAL_DENIED if self._access.may_write else WRITE_DENIED)
+            self._deny("remove", REMOVAL_DENIED if self._access.may_write else WRITE_DENIED, key)
             return
         try:
             outcome = self._repository.remove(key, before)
@@ -286,7 +292,7 @@ class Server:
 
     def _put(self, request: m.Put) -> None:
         if not self._access.may_write:
-            self._error(WRITE_DENIED)
+            self._deny("store", WRITE_DENIED, request.key)
             return
         try:
             upload = self._repository.put(request.key, request.file)
@@ -362,7 +368,11 @@ class Server:
 
     def _connect_git(self, request: m.Connect) -> None:
         if request.service == b"git-receive-pack" and not self._access.may_remove:
-            self._error(WRITE_DENIED)
+            self._deny(request.service.decode(), WRITE_DENIED)
+            raise Over
+        if request.service not in self._access.services:
+            service = request.service
+            self._deny(service.decode(), b"the policy of this server does not allow %s here" % service)
             raise Over
         if self._connect is None:
             raise ProtocolError("git services are not available over this connection")

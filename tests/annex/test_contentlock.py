@@ -637,6 +637,30 @@ def test_who_may_not_write_gets_no_lock(tmp_path: Path) -> None:
     assert disk.traces() == set()
 
 
+def test_who_may_not_write_can_ask_where_nobody_has_locked_before(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "r", None, bare=True)
+    disk.store()
+    (disk.annexdir / "sentinal").unlink()
+    opened = disk.open()
+    assert opened.repo.config
+    let_others_in(tmp_path)
+    assert not as_unprivileged(lambda: opened.locks.is_locked_for_removal(KEY))
+    assert not (disk.annexdir / "sentinal").exists()
+    with disk.open().locks.lock_for_removal(KEY):
+        assert as_unprivileged(lambda: opened.locks.is_locked_for_removal(KEY))
+    # One that cannot be read may be held.
+    (disk.annexdir / "sentinal").chmod(0)
+    assert as_unprivileged(lambda: opened.locks.is_locked_for_removal(KEY))
+
+
+def test_nothing_is_locked_where_nothing_is(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "r", None, bare=True)
+    (disk.annexdir / "sentinal").unlink()
+    disk.annexdir.rmdir()
+    assert not disk.open().locks.is_locked_for_removal(KEY)
+    assert not disk.annexdir.exists()
+
+
 def test_who_may_not_write_gets_a_lock_on_objects(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "r", 9)
     disk.store()

@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from annexshell.errors import NotLocked, RepositoryError
+from annexshell.errors import NotLocked, RepositoryError, TransferRefused
 from annexshell.key import Key
-from tests.annex.local import Local, put, sha256_key
+from tests.annex.local import Local, get, put, sha256_key
 from tests.leftovers import left_open
 
 DATA = b"hello"
@@ -108,3 +108,84 @@ def test_a_commit_that_fails_is_told_to_those_who_wrote_and_nobody_else(bare, mo
     with pytest.raises(RepositoryError):
         writer.close()
     reader.close()
+
+
+# Without annex.uuid and annex.version: an encrypted repository, whose clients keep the logs (spec: shell §7.5, §7.6).
+
+CRYPTED = Key(b"GPGHMACSHA1--f4e658723be13a807550fde9883b5d6ad56a6849")
+
+
+@pytest.fixture
+def gcrypt(bare):
+    for name in ("annex.uuid", "annex.version"):
+        subprocess.run(["git", "-C", bare.path, "config", "--unset", name], check=True)
+    bare.config(**{"core.gcrypt-id": ":id:abcdef"})
+    return bare
+
+
+def test_an_encrypted_repository_gets_neither_branch_nor_log(gcrypt):
+    repository = gcrypt.open()
+    for key in (CRYPTED, KEY):
+        assert put(repository, key, DATA) is True
+        assert get(repository, key) == (DATA, True)
+        with repository.lockcontent(key):
+            assert repository.checkpresent(key)
+        path = gcrypt.object(key)
+        assert path.read_bytes() == DATA
+        assert path.parts[-4:-2] == tuple(os.fsdecode(key.hashdirs_lower(2)).split("/"))
+        assert path.stat().st_mode & 0o222 == 0
+        assert repository.remove(key).done
+        assert not repository.checkpresent(key)
+    repository.close()
+    assert commits(gcrypt) == []
+    assert not (gcrypt.annex / "journal").exists()
+    assert not list((gcrypt.annex / "objects").iterdir())
+    assert gcrypt.leftovers() == []
+    assert gcrypt.open().repo.version is None
+
+
+def test_an_encrypted_repository_needs_no_git(gcrypt, monkeypatch):
+    repository = gcrypt.open()
+    assert repository.repo.config
+    with monkeypatch.context() as without_programs:
+        without_programs.setenv("PATH", "/nonexistent")
+        assert put(repository, CRYPTED, DATA) is True
+        assert repository.remove(CRYPTED).done
+        repository.close()
+
+
+def test_wrong_content_in_an_encrypted_repository(gcrypt):
+    """What is not encrypted can be verified there like anywhere else; what is encrypted, by its client only."""
+    assert put(gcrypt.open(), KEY, b"other") is False
+    assert put(gcrypt.open(), CRYPTED, b"other") is True
+
+
+def test_securehashesonly_keeps_encrypted_content_out(gcrypt):
+    gcrypt.config(**{"annex.securehashesonly": "true"})
+    with pytest.raises(TransferRefused, match="securehashesonly blocked transfer of GPGHMACSHA1 key"):
+        put(gcrypt.open(), CRYPTED, DATA)
+    assert put(gcrypt.open(), KEY, DATA) is True
+
+
+def test_only_a_log_is_refused_for_the_length_of_a_name(bare, tmp_path):
+    """An object's name may be as long as any file's, but a log's in the journal has directories in front."""
+    key = Key(b"WORM-s5--" + b"n" * 235)
+    assert not bare.open().can_record(key)
+    with pytest.raises(TransferRefused, match="too long to be recorded"):
+        put(bare.open(), key, DATA)
+    subprocess.run(["git", "-C", bare.path, "config", "--unset", "annex.uuid"], check=True)
+    assert put(bare.open(), key, DATA) is True
+    assert bare.open().remove(key).done
+
+
+def test_the_log_of_a_repository_that_has_lost_its_uuid(bare):
+    repository = bare.open()
+    put(repository, KEY, DATA)
+    repository.close()
+    before = commits(bare)
+    subprocess.run(["git", "-C", bare.path, "config", "--unset", "annex.uuid"], check=True)
+    repository = bare.open()
+    assert repository.remove(KEY).done
+    repository.close()
+    assert bare.journal() == {}
+    assert commits(bare) == before

@@ -87,6 +87,11 @@ def test_gcrypt_id_is_printed(shell: Shell) -> None:
     assert shell("configlist", "repo").stdout == b"annex.uuid=\ncore.gcrypt-id=:id:a=b c\n"
 
 
+def test_an_id_of_several_lines_adds_none_to_the_answer(shell: Shell) -> None:
+    make_repository(shell.home / "repo", bare=True, **{"core_gcrypt-id": f":id:a\nannex.uuid={UUID}"})
+    assert shell("configlist", "repo").stdout == b"annex.uuid=\ncore.gcrypt-id=:id:a\n"
+
+
 def test_hooks_do_not_disturb_the_answer(shell: Shell) -> None:
     make_annex(shell.home / "repo")
     hooks = shell.home / "repo/.git/hooks"

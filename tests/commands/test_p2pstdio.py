@@ -11,7 +11,7 @@ import pytest
 
 from annexshell.commands import link_shell
 from annexshell.key import Key
-from tests.shell import UUID, Shell, make_annex
+from tests.shell import UUID, Shell, git, make_annex, make_repository
 
 KEY = "SHA256E-s3--ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -43,6 +43,19 @@ def test_greets_before_it_is_spoken_to(shell: Shell, repo: Path) -> None:
         child.stdin.close()
         assert child.stdout.read() == b""
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize("uuid", [[], ["--uuid", "39d0c840-d914-55c6-9969-739920770697"]])
+def test_a_repository_for_encrypted_content_has_no_uuid_to_tell(uuid: list[str], shell: Shell) -> None:
+    repo = make_repository(shell.home / "crypt", bare=True, **{"core_gcrypt-id": ":id:abcdef"})
+    said = [b"VERSION 2", b"PUT f %s" % KEY.encode(), b"DATA 3", b"abcVALID", b"CHECKPRESENT %s" % KEY.encode()]
+    with start(shell, "crypt", "x", *uuid) as child:
+        heard, _ = child.communicate(b"\n".join([*said, b"REMOVE %s" % KEY.encode(), b""]))
+    assert heard.splitlines() == [b"AUTH-SUCCESS ", b"VERSION 2", b"PUT-FROM 0", *[b"SUCCESS"] * 3]
+    assert child.returncode == 0
+    assert git(repo, "for-each-ref") == ""
+    assert not (repo / "annex/journal").exists()
+    assert "annex." not in git(repo, "config", "--file", "config", "--list")
 
 
 @pytest.mark.parametrize("client", ["..", "../..", "a/b", "", "/etc", "é", "x\ny", ".", "-"])

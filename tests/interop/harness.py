@@ -215,9 +215,11 @@ class Program:
     def is_real(self) -> bool:
         return Path(self.argv[0]).resolve().name == "git-annex"
 
-    def forced_command(self, extra: Mapping[str, str] | None = None, prefix: Sequence[str] = ()) -> str:
-        """The command= of authorized_keys, for a sh: with EXTRA variables, run by PREFIX."""
-        program = shlex.join([*prefix, *self.argv])
+    def forced_command(
+        self, extra: Mapping[str, str] | None = None, prefix: Sequence[str] = (), words: Sequence[str] = ()
+    ) -> str:
+        """The command= of authorized_keys, for a sh: with EXTRA variables, run by PREFIX, WORDS in front of -c."""
+        program = shlex.join([*prefix, *self.argv, *words])
         return f'cd /; exec {self.settings(extra)} {program} -c "$SSH_ORIGINAL_COMMAND"'
 
     def login_command(self, first_in_path: Path) -> str:

@@ -124,6 +124,14 @@ def test_a_directory_that_is_no_repository(tmp_path, environment):
         assert talk.connection.receive() is None
 
 
+def test_not_the_repository_with_git_behind_its_name(repository, tmp_path, environment):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain.git").symlink_to(repository)
+    with connected(tmp_path / "plain") as talk:
+        talk.say(b"CONNECT git-upload-pack\n")
+        assert take_content(talk) == (b"", m.ConnectDone(128))
+
+
 @pytest.mark.parametrize("access", [READ_ONLY, APPEND_ONLY])
 def test_pushing_needs_full_access(repository, access):
     with connected(repository, access=access) as talk:
