@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annexshell.annex.diskspace import parse_reserve, require_space, rough_size
+from annexshell.annex.diskspace import most_that_fits, parse_reserve, require_space, rough_size
 from annexshell.errors import TransferRefused
 from annexshell.key import Key
 from annexshell.uuid import UUID
@@ -96,6 +96,7 @@ def test_any_setting_gives_a_reserve(text: bytes) -> None:
         (1000, "1 kB"),
         (999, "999 B"),
         (3 * 10**33, "3000 QB"),
+        (10**300, "1000000 QB"),
     ],
 )
 def test_sizes_for_people(size: int, text: str) -> None:
@@ -183,3 +184,38 @@ def test_real_file_systems(tmp_path: Path) -> None:
     opened = Disk(tmp_path).open()
     with pytest.raises(TransferRefused, match="QB more"):
         require_space(opened.repo, Key(b"SHA1-s%d--x" % 10**40), already=0, transfers=opened.transfers)
+
+
+def test_a_size_with_thousands_of_digits(tmp_path: Path) -> None:
+    opened = Disk(tmp_path).open()
+    with pytest.raises(TransferRefused, match="need 1000000 QB more"):
+        require_space(opened.repo, Key(b"SHA1-s" + b"9" * 6000 + b"--x"), already=0, transfers=opened.transfers)
+
+
+def test_most_that_fits_leaves_the_reserve_and_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = _Space(tmp_path, monkeypatch, 512 * 4000)
+    opened, key = space.opened, Key(b"GPGHMACSHA1--x")
+
+    def fits(already: int = 0) -> int | None:
+        return most_that_fits(opened.repo, key, already=already, transfers=opened.transfers)
+
+    most = fits()
+    assert most is not None
+    assert 0 < most <= 512 * 4000
+    assert fits(1000) == most + 1000
+    with opened.transfers.download(Key(b"SHA1-s1500000--z"), CLIENT, None):
+        assert fits() == most - 1_500_000
+        with opened.transfers.download(Key(b"SHA1-s9999999--z"), CLIENT, None):
+            assert fits(5) == 5
+
+
+def test_most_that_fits_may_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Disk(tmp_path).open()
+
+    def fails(path: bytes) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "statvfs", fails)
+    assert most_that_fits(opened.repo, Key(b"A--x"), already=0, transfers=opened.transfers) is None

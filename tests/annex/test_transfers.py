@@ -399,3 +399,17 @@ def test_names_that_are_too_long(disk: Disk, opened: Opened) -> None:
         transfer.succeed()
     with pytest.raises(RepositoryError):
         opened.transfers.download(KEY, UUID(b"a" * 300), None)
+
+
+def test_a_client_without_a_uuid_may_be_let_in_and_is_not_shown(disk: Disk, opened: Opened) -> None:
+    lock = {f"download/lck/lck.{NAME}"}
+    with opened.transfers.download(KEY, NO_UUID, None, may_be_unnamed=True) as transfer:
+        assert transfer.is_locked
+        assert names(disk) == lock
+        with pytest.raises(TransferRefused, match="already in progress"):
+            opened.transfers.download(KEY, CLIENT, None)
+        transfer.progress(5_000_000)
+    assert names(disk) <= {f"download/{CLIENT}/lck.{NAME}"}  # of who was refused; it failed, and that is not shown
+    with opened.transfers.download(KEY, NO_UUID, None, may_be_unnamed=True) as transfer:
+        transfer.succeed()
+    assert not names(disk) & lock
