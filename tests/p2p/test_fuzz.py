@@ -367,7 +367,8 @@ def test_broken_conversations_do_no_harm(programs, template, tmp_path, fuzz_exam
         assert b"Traceback" not in result.errors and b"internal error" not in result.errors
         assert result.disk["held"] == [] and result.disk["journal"] == []
         for name, what in result.disk.items():
-            if name.startswith("objects/") and "SHA256E" in name:
+            # What junk made a key of another backend cannot be verified.
+            if name.startswith("objects/") and name.rpartition("/")[2].startswith("SHA256E-"):
                 assert what[1] in good and what[1] in name
 
     check()
