@@ -185,6 +185,8 @@ class Supervisor:
             if hung:
                 log.warn(f"killing workers that hang: {', '.join(map(str, sorted(hung)))}")
                 self._kill(signal.SIGKILL, hung)
+                for number in hung:
+                    del self._heard[number]  # it may take a moment to end
         if self._deadline is not None:
             if self._deadline <= now and self._running:
                 log.warn("some workers do not end; killing them")
