@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.shell import shell
 
 __all__ = ["shell"]
+
+_EXAMPLES = 40
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,7 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how long real git-annex and annexshell work on one repository at once (default: 20)",
     )
     parser.addoption(
-        "--fuzz", type=int, default=40, metavar="N", help="how many random conversations to hold (default: 40)"
+        "--fuzz",
+        type=int,
+        default=_EXAMPLES,
+        metavar="N",
+        help="how many random conversations to hold (default: %(default)s)",
     )
     parser.addoption(
         "--large", type=int, default=64, metavar="MIB", help="the size of files that are large (default: 64)"
@@ -34,6 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("ANNEXSHELL_TEST_SERVER", "ours"),
         help="the server under test; git-annex-shell is what the tests themselves are tested with",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The same examples each time, so that what fails is what was changed; whoever gives --fuzz looks for others.
+    derandomize = config.getoption("fuzz") == _EXAMPLES
+    settings.register_profile("annexshell", derandomize=derandomize, database=None, deadline=None)
+    settings.load_profile("annexshell")
 
 
 def find_git_annex() -> Path:
