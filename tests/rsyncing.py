@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -106,6 +107,26 @@ def wait_for(condition, seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
+def kill(client: subprocess.Popen[bytes]) -> None:
+    """End a client all at once, which may have two processes, but not what it has started instead of ssh."""
+    for pid in children(client.pid):
+        if arguments(pid).startswith(b"rsync\0"):
+            os.kill(pid, signal.SIGKILL)
+    client.kill()
+    client.wait()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def arguments(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 class RawClient:
     """Says to rsync's server whatever a test wants."""
 
@@ -135,6 +156,11 @@ class RawClient:
         out, said = self.process.communicate(timeout=DEADLINE)
         return out, said.decode(errors="replace")
 
-    def children(self) -> list[int]:
-        found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in found.split()]
+    def rsync(self) -> int:
+        """The pid of its rsync, once it runs."""
+
+        def running() -> list[int]:
+            return [pid for pid in children(self.process.pid) if arguments(pid).startswith(b"rsync\0--server")]
+
+        wait_for(running)
+        return running()[0]

@@ -37,7 +37,7 @@ from tests.proxying import (
     set_config,
     write_branch,
 )
-from tests.shell import Shell, git, make_annex
+from tests.shell import Shell, git, make_annex, status_of
 
 __all__ = ["nodes"]
 
@@ -76,7 +76,8 @@ def test_decision(case: dict[str, Any], place: Path, shell: Shell) -> None:
         *([] if uuid is None else ["--uuid", uuid]),
     )
     assert left_open() <= before
-    expected = (case["exit"], case["stdout"], [line.removeprefix("git-annex-shell: ") for line in case["stderr"]])
+    status = status_of(case, "".join(case["stderr"]))
+    expected = (status, case["stdout"], [line.removeprefix("git-annex-shell: ") for line in case["stderr"]])
     if case["exit"] == 0 and cluster.is_cluster((uuid or "").encode()):
         expected = (1, "", [NOT_SERVED.format(uuid)])
     if case["command"] == "notifychanges":

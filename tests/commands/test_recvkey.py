@@ -18,7 +18,7 @@ import pytest
 
 from annexshell.annex import lockfile
 from tests import vectors
-from tests.rsyncing import CLIENT, OPTIONS, RawClient, RsyncClient, wait_for
+from tests.rsyncing import CLIENT, OPTIONS, RawClient, RsyncClient, kill, wait_for
 from tests.shell import UUID, Shell, git, make_annex, make_ref, make_repository
 
 RECORDED = [
@@ -225,8 +225,7 @@ def test_a_lost_connection_and_the_next_attempt(client: RsyncClient, repo: Path)
     slow = start_slowly(client, key, file)
     wait_for(lambda: temp.exists() and temp.stat().st_size > 200_000)
     assert f"transfer/download/{CLIENT}/{key}" in files(repo)
-    slow.kill()
-    slow.wait()
+    kill(slow)
     wait_for(lambda: (client.directory / "status").exists())
     assert (client.directory / "status").read_text() == "1\n"
     partial = temp.stat().st_size
@@ -246,9 +245,7 @@ def test_a_lost_connection_and_the_next_attempt(client: RsyncClient, repo: Path)
 def test_a_signal(client: RsyncClient, repo: Path) -> None:
     raw = RawClient("recvkey", str(repo), KEY, "--", f"remoteuuid={CLIENT}", "--")
     raw.greet()
-    wait_for(raw.children)
-    (rsync,) = raw.children()
-    wait_for(lambda: f"tmp/{KEY}" in files(repo))
+    rsync = raw.rsync()
     raw.process.terminate()
     assert raw.process.wait(20) == -signal.SIGTERM
     wait_for(lambda: not os.path.exists(f"/proc/{rsync}"))

@@ -15,7 +15,7 @@ from annexshell import landlock, rsync
 from annexshell.annex import lockfile
 from tests import vectors
 from tests.commands.test_recvkey import CONTENT, KEY, files, filled, key_of
-from tests.rsyncing import CLIENT, OPTIONS, RawClient, RsyncClient, wait_for
+from tests.rsyncing import CLIENT, OPTIONS, RawClient, RsyncClient, kill, wait_for
 from tests.shell import Shell, git, make_annex, make_ref, place
 
 RECORDED = [
@@ -150,8 +150,7 @@ def test_a_client_that_goes(client: RsyncClient, repo: Path) -> None:
     place(repo, KEY, bytes(5_000_000))
     slow = start_slowly(client)
     wait_for(lambda: f"transfer/upload/{CLIENT}/{KEY}" in files(repo))
-    slow.kill()
-    slow.wait()
+    kill(slow)
     wait_for(lambda: (client.directory / "status").exists())
     assert (client.directory / "status").read_text() == "1\n"
     assert not [name for name in files(repo) if name.startswith("transfer/upload")]
@@ -162,8 +161,8 @@ def test_a_signal(repo: Path) -> None:
     place(repo, KEY, CONTENT)
     raw = RawClient("sendkey", str(repo), KEY, *FIELDS)
     raw.greet()
-    wait_for(lambda: f"transfer/upload/{CLIENT}/{KEY}" in files(repo) and raw.children())
-    rsync_pid = raw.children()[-1]
+    rsync_pid = raw.rsync()
+    assert f"transfer/upload/{CLIENT}/{KEY}" in files(repo)
     raw.process.terminate()
     assert raw.process.wait(20) == -signal.SIGTERM
     wait_for(lambda: not os.path.exists(f"/proc/{rsync_pid}"))
