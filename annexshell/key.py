@@ -6,7 +6,7 @@ A key reaches the file system only through :attr:`Key.filename`, which never con
 from __future__ import annotations
 
 _FIELDS = (b"s", b"m", b"S", b"C")
-_DIGITS = frozenset(b"0123456789")
+_DIGITS = b"0123456789"
 _MAX_EXTENSION = 64
 # Varieties whose last letter happens to be E but that have no file extension.
 _WITHOUT_EXTENSION = frozenset((b"WORM", b"URL", b"VURL", b"GITBUNDLE", b"GITMANIFEST"))
@@ -20,6 +20,8 @@ class BadKey(ValueError):
 
 def number(digits: bytes) -> int:
     """int() without its limit on the number of digits, which keys do not have."""
+    if len(digits) < 4000:
+        return int(digits)
     value = 0
     for start in range(0, len(digits), 4000):
         part = digits[start : start + 4000]
@@ -54,13 +56,12 @@ class Key:
             start = position + 2
             if text[position:start] != b"-" + field:
                 continue
-            end = start
-            while end < len(text) and text[end] in _DIGITS:
-                end += 1
-            if end == start:
+            digits = text[start:]
+            digits = digits[: len(digits) - len(digits.lstrip(_DIGITS))]
+            if not digits:
                 break
-            found[field] = text[start:end].lstrip(b"0") or b"0"
-            position = end
+            found[field] = digits.lstrip(b"0") or b"0"
+            position = start + len(digits)
         if text[position : position + 2] != b"--":
             raise BadKey("expected '--' before the key's name")
         self.name = name = text[position + 2 :]
@@ -71,11 +72,14 @@ class Key:
         if b"m" in found:
             mtime = number(found[b"m"]) & 0xFFFFFFFFFFFFFFFF
             found[b"m"] = b"%d" % (mtime - (1 << 64) if mtime >> 63 else mtime)
-        self.size, self.mtime, self.chunksize, self.chunknum = (
-            _number_or_none(found.get(field)) for field in _FIELDS
-        )
-        written = [b"-" + field + found[field] for field in _FIELDS if field in found]
-        self.serialized = b"".join((variety, *written, b"--", name))
+        self.size = _number_or_none(found.get(b"s"))
+        self.mtime = _number_or_none(found.get(b"m"))
+        self.chunksize = _number_or_none(found.get(b"S"))
+        self.chunknum = _number_or_none(found.get(b"C"))
+        self.serialized = variety
+        for field, digits in found.items():  # which are in this order
+            self.serialized += b"-" + field + digits
+        self.serialized += b"--" + name
         self._digest = None
 
     @classmethod

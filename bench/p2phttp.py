@@ -1,6 +1,6 @@
 """git annex p2phttp and annexshell p2phttp, in turn, at the same work.
 
-    python bench/p2phttp.py [--rounds 5] [--large 256] [--json] [--workers 2]
+    python bench/p2phttp.py [--rounds 5] [--large 256] [--json] [--workers 1]
 
 Short requests are made by wrk (https://github.com/wg/wrk; packaged by Debian), over connections that are kept. The
 large key is read from a socket and written to one by this program, written in chunks of the size that git-annex has,
@@ -228,7 +228,7 @@ def rows(servers: dict[str, Server], size: int) -> list[stdio.Row]:
 
 def main() -> int:
     parser = stdio.arguments(__doc__)
-    parser.add_argument("--workers", type=int, default=1, help="processes of annexshell (default 1)")
+    parser.add_argument("--workers", default="cpus", help="processes of annexshell (default: one for each processor)")
     options = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * IDLE)), hard))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from annexshell import log
@@ -28,6 +29,8 @@ _BASE64URL = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _ORIGIN = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 _SEPARATOR = re.compile(rb"[&;]")
 _BOOLEANS = {b"true": True, b"false": False}
+# The same few come with each request.
+_remembered = lru_cache(256)
 
 
 def split_target(target: str | bytes) -> tuple[list[bytes], bytes]:
@@ -92,6 +95,7 @@ def wrapped(value: bytes) -> str:
     return f"[{base64.urlsafe_b64encode(value).decode()}]"
 
 
+@_remembered
 def read_uuid(value: bytes) -> UUID:
     """A uuid that is only going to be compared."""
     uuid = UUID(unwrapped(value))
@@ -108,6 +112,7 @@ def read_word(value: bytes) -> UUID:
     return uuid
 
 
+@_remembered
 def read_client(value: bytes) -> UUID:
     """A uuid that may become the name of a directory too (spec: http §3.3)."""
     uuid = read_word(value)
