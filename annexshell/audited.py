@@ -16,12 +16,13 @@ from annexshell.repository import AlreadyHave, Content, ContentLock, Repository,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from annexshell.audit import Audit
     from annexshell.key import Key
     from annexshell.repository import AssociatedFile, Outcome, Timestamp
+    from annexshell.uuid import UUID
 
 STORE, SEND, REMOVE, LOCK, UNLOCK = "store", "send", "remove", "lock", "unlock"
 
@@ -38,6 +39,9 @@ class AuditedRepository(Repository):
     def agree(self, highest: int) -> int:
         self.protocol_version = self._repository.agree(highest)
         return self.protocol_version
+
+    def bypass(self, uuids: Sequence[UUID]) -> None:
+        self._repository.bypass(uuids)
 
     def is_alive(self) -> bool:
         return self._repository.is_alive()

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from annexshell import audit, log
 from annexshell.audit import Audit, quoted
+from annexshell.audited import AuditedRepository
 from annexshell.errors import Hangup, NotLocked, Refused, RepositoryError, TemporaryFailure, TransferRefused
 from annexshell.key import Key
+from annexshell.repository import Repository
 from annexshell.termination import Terminated
 
 KEY = Key(b"WORM-s5-m1--name")
@@ -259,3 +261,9 @@ def test_starting(tmp_path: Path) -> None:
     assert log.audit is one
     one.begin()
     assert json.loads((tmp_path / "log").read_text())["user"] == "bob"
+
+
+def test_all_that_a_repository_is_asked_is_passed_on() -> None:
+    """What has an answer in the base class would otherwise be answered there."""
+    asked = {name for name, value in vars(Repository).items() if callable(value) and not name.startswith("_")}
+    assert asked <= vars(AuditedRepository).keys()
