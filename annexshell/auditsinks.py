@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from _socket import socket
 
 
+# Seconds. The kernel holds up those who write much, in the middle of what they write, for up to 0.2 s at a time.
+_PATIENCE_WITH_WRITERS = 1.0
+
+
 class File:
     """A file, opened anew by each process, so that it can be renamed or removed at any time.
 
@@ -20,7 +24,7 @@ class File:
     is one of pipes, and only regular files are accepted here. Over NFS, each machine needs a file of its own.)
     """
 
-    __slots__ = ("_fd", "_is_cut")
+    __slots__ = ("_cut_at", "_fd", "_is_in_doubt")
 
     def __init__(self, path: bytes) -> None:
         """Raises OSError."""
@@ -36,26 +40,36 @@ class File:
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             os.close(self._fd)
             raise OSError(errno.EINVAL, "it is not a regular file")
-        self._is_cut = self._ends_within_a_line()
+        self._is_in_doubt, self._cut_at = True, 0
 
     def _ends_within_a_line(self) -> bool:
-        """Whether the disk was full in the middle of somebody's line, which ours shall not become a part of."""
+        """Whether the disk was full in the middle of somebody's line, which ours shall not become a part of.
+
+        While a long line is being written, its beginning can be seen, and the kernel may let its writer sleep there.
+        So the rest is waited for, but once for each such line.
+        """
+        end = time.monotonic() + _PATIENCE_WITH_WRITERS
         try:
-            size = os.fstat(self._fd).st_size
-            return size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+            while size := os.fstat(self._fd).st_size:
+                if os.pread(self._fd, 1, size - 1) in (b"\n", b""):  # the latter when it was emptied just now
+                    return False
+                if size == self._cut_at or time.monotonic() > end:
+                    self._cut_at = size
+                    return True
+                time.sleep(0.002)
         except OSError:
-            return False  # it is not for us to read
+            pass  # it is not for us to read
+        return False
 
     def write(self, line: bytes, is_notable: bool) -> None:
-        line = b"\n%b\n" % line if self._is_cut else line + b"\n"
-        try:
-            written = os.write(self._fd, line)
-        except OSError:
-            self._is_cut = self._ends_within_a_line()  # others may have begun one meanwhile
-            raise
-        self._is_cut = written < len(line)
-        if self._is_cut:
+        is_after_a_cut_line = self._is_in_doubt and self._ends_within_a_line()
+        line = b"\n%b\n" % line if is_after_a_cut_line else line + b"\n"
+        self._is_in_doubt = True  # others may begin a line, too, if this fails
+        written = os.write(self._fd, line)
+        if written < len(line):
+            self._cut_at = os.fstat(self._fd).st_size
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_in_doubt = False
 
 
 # Where sshd's own lines about logins go.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import errno
+import itertools
 import json
 import os
 import socket
@@ -119,6 +122,21 @@ def test_lines_of_processes_do_not_mix(tmp_path: Path) -> None:
     assert len(records) == 2000
 
 
+def test_a_line_begun_by_another_is_seen_as_what_it_is(tmp_path: Path) -> None:
+    """Each line here is written by who has just opened the file, while another writes long ones."""
+    with run_child(WRITER, tmp_path / "log", "a") as writer:
+        assert writer.stdin
+        writer.stdin.close()
+        while writer.poll() is None:
+            file = File(bytes(tmp_path / "log"))
+            file.write(b'{"writer":"b"}', False)
+            os.close(file._fd)
+    lines = (tmp_path / "log").read_bytes().splitlines()
+    assert b"" not in lines
+    written = collections.Counter(json.loads(line)["writer"] for line in lines)
+    assert written["a"] == 1000 and written["b"] > 0
+
+
 FULL = """
 import resource, sys
 from annexshell.auditsinks import File
@@ -154,6 +172,40 @@ def test_a_line_that_another_process_could_not_finish(tmp_path: Path) -> None:
     for line in (b"1", b"2"):
         File(bytes(path)).write(line, False)
     assert path.read_bytes() == b'{"time":"20\n1\n2\n'
+
+
+def test_a_line_that_another_process_has_not_finished_yet(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'{"time":"20')
+    rest = threading.Timer(0.2, lambda: os.write(os.open(path, os.O_WRONLY | os.O_APPEND), b'26"}\n'))
+    rest.start()
+    File(bytes(path)).write(b"1", False)
+    rest.join()
+    assert path.read_bytes() == b'{"time":"2026"}\n1\n'
+
+
+def test_an_unfinished_line_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a disk that stays full."""
+    path = tmp_path / "log"
+    path.write_bytes(b'{"time":"20')
+    file, slept, moments = File(bytes(path)), list[float](), itertools.count()
+
+    def no_space(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments) / 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", no_space)
+        with pytest.raises(OSError, match="No space"):
+            file.write(b"1", False)
+        waited = len(slept)
+        assert waited
+        with pytest.raises(OSError, match="No space"):
+            file.write(b"1", False)
+    file.write(b"2", False)
+    assert len(slept) == waited
+    assert path.read_bytes() == b'{"time":"20\n2\n'
 
 
 def test_who_may_only_add_can_do_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

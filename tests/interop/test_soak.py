@@ -109,7 +109,9 @@ def add_and_sync_locally(writers: Writers, repo: Repo, ledger: Ledger, files: di
         content = b"local %d\n" % number
         key = files[f"local{number}"] = key_for(content)
         (repo.path / f"local{number}").write_bytes(content)
-        repo.annex("add", "-c", "annex.addunlocked=false", "--quiet", "--backend=SHA256", f"local{number}")
+        # It ends well, and has added nothing to the index, when others had that at the moment.
+        while not repo.annex("lookupkey", f"local{number}", check=False):
+            repo.annex("add", "-c", "annex.addunlocked=false", "--quiet", "--backend=SHA256", f"local{number}")
         ledger.present[key], ledger.contents[key] = True, content
         synced = repo.annex("sync", "--no-content", check=False)
         # git does not wait for others that have the index, as all programs here do now and then.
