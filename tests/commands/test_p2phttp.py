@@ -465,7 +465,7 @@ class TestTls:
                     assert b"200" not in received(plain)
                 except ConnectionResetError:
                     pass
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8
             assert program.stop() == ""
 
     @pytest.mark.parametrize("workers", [1, 2])

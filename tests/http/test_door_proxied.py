@@ -448,7 +448,7 @@ def test_nodes_that_hang_are_in_nobodys_way(proxy: Proxy, nodes: Nodes) -> None:
         wait_until(lambda: sum(len(link.heard) > 1 for link in nodes.links) == 4)
         start = time.monotonic()
         assert door.post("checkpresent", uuid=OWN, key=HELLO).json == {"present": False}
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 8
         for connection in connections:
             connection.close()
         over.set()

@@ -15,6 +15,7 @@ import uvloop
 
 from annexshell.http import connections, handshakes
 from annexshell.http.connections import Server
+from annexshell.http.server import Limits
 from tests.http.doors import HELLO, Door, received, target, wait_until
 
 OpenDoor = Callable[..., Door]
@@ -22,8 +23,8 @@ HELLO_OF_TLS = bytes.fromhex("16030100c8010000c40303") + bytes(50)  # the beginn
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def open_tls(request: pytest.FixtureRequest, open_door: OpenDoor) -> Callable[[], Door]:
-    return lambda: open_door("tls", loop=request.param)
+def open_tls(request: pytest.FixtureRequest, open_door: OpenDoor) -> OpenDoor:
+    return lambda grace=1.0: open_door("tls", loop=request.param, limits=Limits(grace=grace))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def is_open(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("said", [b"", HELLO_OF_TLS])
-def test_they_count_as_connections(open_tls: Callable[[], Door], at_most: Callable[[int], None], said: bytes) -> None:
+def test_they_count_as_connections(open_tls: OpenDoor, at_most: Callable[[int], None], said: bytes) -> None:
     at_most(10)
     door = open_tls()
     with ExitStack() as parts:
@@ -71,7 +72,7 @@ def test_they_count_as_connections(open_tls: Callable[[], Door], at_most: Callab
             assert door.post("checkpresent", key=HELLO).json == {"present": True}
 
 
-def test_those_that_ask_are_not_closed_for_them(open_tls: Callable[[], Door], at_most: Callable[[int], None]) -> None:
+def test_those_that_ask_are_not_closed_for_them(open_tls: OpenDoor, at_most: Callable[[int], None]) -> None:
     at_most(5)
     door = open_tls()
     lockid = door.post("lockcontent", key=HELLO).json["lockid"]
@@ -87,7 +88,7 @@ def test_those_that_ask_are_not_closed_for_them(open_tls: Callable[[], Door], at
         assert keeper.answer().json == {"locked": False}
 
 
-def test_they_have_time_but_not_for_ever(open_tls: Callable[[], Door], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_have_time_but_not_for_ever(open_tls: OpenDoor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_TIMEOUT", 0.5)
     door = open_tls()
     door.get(HELLO)
@@ -115,7 +116,7 @@ def _drain(client: socket.socket) -> bytes:
     "said", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 100, b"SSH-2.0-x\r\n", b"\x16\x03\x01"]
 )
 def test_what_is_no_tls_ends(
-    open_tls: Callable[[], Door], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, said: bytes
+    open_tls: OpenDoor, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
     monkeypatch.setattr(connections, "HEADER_TIMEOUT", 1.0)
     door = open_tls()
@@ -129,13 +130,13 @@ def test_what_is_no_tls_ends(
     assert capfd.readouterr().err == ""
 
 
-def test_they_do_not_delay_the_end(open_tls: Callable[[], Door]) -> None:
-    door = open_tls()
+def test_they_do_not_delay_the_end(open_tls: OpenDoor) -> None:
+    door = open_tls(20.0)
     with silent(door), silent(door, HELLO_OF_TLS):
         time.sleep(0.1)
         began = time.monotonic()
         door.stop()
-        assert time.monotonic() - began < 0.9  # which is less than the time for requests
+        assert time.monotonic() - began < 10  # which is less than the time for requests
 
 
 def test_when_nothing_more_can_be_opened_it_goes_on_later(

@@ -495,7 +495,7 @@ class TestCost:
 
     def test_a_client_that_falls_back_is_kept_waiting_once(self, tmp_path, scans):
         make(tmp_path / "repo", 1)
-        with below(tmp_path, interval=0.3) as served:
+        with below(tmp_path, interval=1.0) as served:
 
             async def ask(number: int) -> list[Served | None]:
                 """As a client does: each version after the one before it was not found."""
@@ -503,7 +503,7 @@ class TestCost:
 
             start = time.monotonic()
             assert asyncio.run(ask(0)) == [None] * 5
-            assert time.monotonic() - start < 1.2
+            assert time.monotonic() - start < 3.5
             assert len(scans) == 2  # one of them at the start
             # What has come meanwhile is found as soon as somebody really asks for it.
             make(tmp_path / "late", 2)
@@ -529,22 +529,22 @@ class TestCost:
             search = repositories.find_repositories
 
             def search_long(*arguments: object) -> object:
-                time.sleep(0.4)
+                time.sleep(1.5)
                 return search(*arguments)  # type: ignore[arg-type]
 
             monkeypatch.setattr(repositories, "find_repositories", search_long)
             assert find(served, 0) == [None]
             start = time.monotonic()
             assert find(served, *range(100, 200)) == [None] * 100
-            assert time.monotonic() - start < 0.2
+            assert time.monotonic() - start < 1.4
 
     def test_known_ones_are_served_while_directories_are_searched(self, tmp_path, monkeypatch):
         make(tmp_path / "repo", 1)
         with below(tmp_path) as served:
-            search = repositories.find_repositories
+            search, found = repositories.find_repositories, threading.Event()
 
             def search_long(*arguments: object) -> object:
-                time.sleep(0.3)
+                found.wait(10)
                 return search(*arguments)  # type: ignore[arg-type]
 
             monkeypatch.setattr(repositories, "find_repositories", search_long)
@@ -554,9 +554,10 @@ class TestCost:
                 await asyncio.sleep(0.1)
                 # Also one that has to be read again.
                 git(tmp_path / "repo", "config", "some.thing", "x")
-                found = await served.find(uuid(1))
-                assert found is not None and found.repo.config.get(b"some.thing") == b"x"
+                known = await served.find(uuid(1))
+                assert known is not None and known.repo.config.get(b"some.thing") == b"x"
                 assert not slow.done()
+                found.set()
                 assert await slow is None
 
             asyncio.run(ask())
@@ -608,7 +609,7 @@ class TestDisksThatDoNotAnswer:
                     assert here is not None and not here.is_elsewhere
                     assert here.repo.config.get(b"some.thing") == str(start).encode()
                     assert served.at_hand(uuid(3)) is not None
-                    assert time.monotonic() - start < 1
+                    assert time.monotonic() - start < 10
                 assert served.at_hand(uuid(1)) is None
                 assert not any(one.done() for one in (*hanging, unknown))
                 assert disk.waiting <= 4  # by each, and by who looks for what is not known
@@ -625,19 +626,19 @@ class TestDisksThatDoNotAnswer:
             assert None not in find(served, 1, 2)
 
     def test_what_is_new_is_not_waited_for_for_ever(self, tmp_path, disk, monkeypatch):
-        monkeypatch.setattr(repositories, "_LONGEST_SCAN", 0.2)
+        monkeypatch.setattr(repositories, "_LONGEST_SCAN", 0.5)
         make(tmp_path / "disk" / "repo", 1)
         with below(tmp_path) as served:
             disk.mended.clear()
 
             async def ask() -> None:
-                for longest in (1.0, 0.1):  # for the first one there may be hope
+                for longest in (10.0, 0.45):  # for the first one there may be hope
                     start = time.monotonic()
                     assert await served.find(NONE) is None
                     assert time.monotonic() - start < longest
                 disk.mended.set()
                 make(tmp_path / "late", 2)
-                end = time.monotonic() + 5  # after so long a scan the next one is a while away
+                end = time.monotonic() + 60  # after so long a scan the next one is a while away
                 while await served.find(uuid(2)) is None:
                     assert time.monotonic() < end
                     await asyncio.sleep(0.05)
@@ -877,10 +878,8 @@ class TestSingle:
         with single(repo) as served:
             assert find(served, 3, 4, 5) == [None] * 3
             assert spawned == ["config", "cat-file"]
-            start = time.monotonic()
             for _ in range(20):
                 assert find(served, 3, 4, 5) == [None] * 3
-            assert time.monotonic() - start < 0.9
             assert spawned == ["config", "cat-file"]
 
     def test_unknown_uuids_while_the_branch_changes(self, tmp_path, spawned):

@@ -136,7 +136,7 @@ class TestTheEnd:
             began = time.monotonic()
             program.tell(signal.SIGINT)
             program.ended(-signal.SIGINT)
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 10
 
     def test_a_node_that_never_answers_is_not_waited_for(self, tmp_path, place):
         """Its thread cannot be told to stop."""

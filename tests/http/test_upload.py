@@ -175,7 +175,7 @@ class TestMeanwhile:
             start = time.monotonic()
             answer = door.put(KEY, CONTENT[:1000], len(CONTENT))
             assert (answer.status, b"already in progress" in answer.body) == (500, True)
-            assert time.monotonic() - start < 1
+            assert time.monotonic() - start < 8
             first.sendall(CONTENT[1_000_000:])
             assert first.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
         assert place.content(KEY) == CONTENT
@@ -270,7 +270,7 @@ class TestOurTrouble:
         git(place.directory, "config", "annex.diskreserve", "1000 petabytes")
         answer = door.put(KEY, CONTENT)
         assert answer.status == 500 and b"space" in answer.body
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 8
         assert place.running() == []
         assert (place.object(KEY), place.object(Key(b"WORM-s3--abc"))) == (None, None)
 

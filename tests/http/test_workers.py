@@ -263,7 +263,7 @@ class TestTheEnd:
             time.sleep(0.1)
             began = time.monotonic()
             program.stop()
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 10
             assert not any(map(_is_running, workers))
 
 

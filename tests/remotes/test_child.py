@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,9 +43,7 @@ def test_its_stderr_is_ours(capfd: pytest.CaptureFixture[str]) -> None:
 def test_other_children_do_not_keep_its_pipes_open() -> None:
     """Or it would not notice that we have hung up."""
     with Child([b"cat"], os.environb) as cat, shell("exec sleep 60") as other:
-        began = time.monotonic()
-        assert cat.close() == 0
-        assert time.monotonic() - began < child.GRACE
+        assert cat.close() == 0  # by itself, before it was made to
         assert other.close(0) == -signal.SIGTERM
 
 
