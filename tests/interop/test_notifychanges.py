@@ -27,7 +27,8 @@ class Daemon:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self.listen, daemon=True).start()
+        self.listener = threading.Thread(target=self.listen, daemon=True)
+        self.listener.start()
 
     def listen(self) -> None:
         assert self.process.stdout is not None
@@ -58,16 +59,18 @@ def start_daemon() -> Iterator[Callable[[Repo], Daemon]]:
             text=True,
             start_new_session=True,
         )
-        started.append(process)
         daemon = Daemon(process)
+        started.append(daemon)
         daemon.wait_for("CONNECTED")
         return daemon
 
     yield start
-    for process in started:
-        with running(process):
+    for daemon in started:
+        with running(daemon.process) as process:
             assert process.stdin is not None
             process.stdin.close()
+            process.kill()
+            daemon.listener.join(10)  # who reads shall not be disturbed by closing what is read from
 
 
 def servers_of(repo: Repo) -> list[int]:
