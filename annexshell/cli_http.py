@@ -50,6 +50,10 @@ def _in(group: str) -> Callable[..., Callable[[Any], Any]]:
     return option
 
 
+# Processes. Each has its own git processes and databases for the repositories that it serves.
+_MOST_BY_DEFAULT = 4
+
+
 def _number_or_cpus(_: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
     if text == "cpus":
         return os.cpu_count() or 1
@@ -134,9 +138,7 @@ _directory = click.Path(exists=True, file_okay=False)
     "--workers",
     metavar="N|cpus",
     callback=_number_or_cpus,
-    default="1",
-    show_default=True,
-    help="Processes, among which clients are distributed, and all the numbers here.",
+    help="Processes, among which clients are distributed, and all the numbers here.  [default: cpus, at most 4]",
 )
 @_size(
     "--transfers",
@@ -149,10 +151,8 @@ _directory = click.Path(exists=True, file_okay=False)
 @_size(
     "--lockedfiles",
     type=click.IntRange(0),
-    default=100,
-    show_default=True,
     metavar="N",
-    help="Content locked at once.",
+    help="Content locked at once.  [default: 100 in each process]",
 )
 @_size(
     "--proxyconnections",
@@ -208,9 +208,9 @@ def p2phttp(
     privatekeyfile: str | None,
     chainfile: tuple[str, ...],
     jobs: int | None,
-    workers: int,
+    workers: int | None,
     transfers: int,
-    lockedfiles: int,
+    lockedfiles: int | None,
     proxyconnections: int,
     grace: float,
     config: tuple[tuple[str, str], ...],
@@ -245,7 +245,7 @@ def p2phttp(
         annexshell p2phttp --unauth-readonly
         annexshell p2phttp --directory=/srv/annex --authenv-http --socket=/run/annexshell/http.sock
         annexshell p2phttp --directory=/srv/annex --certfile=cert.pem --privatekeyfile=key.pem \\
-            --htpasswd=users --permissions=permissions --workers=cpus
+            --htpasswd=users --permissions=permissions
 
     SIGTERM and SIGINT have it finish what is going on, and commit; a second one ends it at once. SIGHUP has it read
     the certificate again. GET /healthz says 200 while it serves. "man annexshell-p2phttp" tells the rest.
@@ -271,6 +271,10 @@ def p2phttp(
     )
     watching = p2phttp.Watching(access_log, access_log_format, trust_forwarded_for, metrics)
     where = p2phttp.Where(port, bind, socket_path, path_prefix, certfile, privatekeyfile, chainfile)
+    workers = workers or min(os.cpu_count() or 1, _MOST_BY_DEFAULT)
+    if lockedfiles is None:
+        # Not divided, as a client may take all its locks by one connection, and so of one process.
+        lockedfiles = Limits().lockedfiles * workers
     limits = Limits(transfers=transfers, lockedfiles=lockedfiles, proxyconnections=proxyconnections, grace=grace)
     try:
         status = p2phttp.run(

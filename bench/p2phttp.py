@@ -228,7 +228,7 @@ def rows(servers: dict[str, Server], size: int) -> list[stdio.Row]:
 
 def main() -> int:
     parser = stdio.arguments(__doc__)
-    parser.add_argument("--workers", default="cpus", help="processes of annexshell (default: one for each processor)")
+    parser.add_argument("--workers", help="processes of annexshell (default: as it has by default)")
     options = parser.parse_args()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4 * IDLE)), hard))
@@ -237,7 +237,9 @@ def main() -> int:
         program = stdio.real_program(directory, options.git_annex)
         theirs = [str(program.with_name("git-annex")), "p2phttp"]
         real = Load(program, program, directory / "real.git", theirs)
-        mine = [sys.executable, "-m", "annexshell", "p2phttp", f"--workers={options.workers}"]
+        mine = [sys.executable, "-m", "annexshell", "p2phttp"]
+        if options.workers:
+            mine.append(f"--workers={options.workers}")
         ours = Load(stdio.our_program(directory), program, directory / "ours.git", mine)
         servers = {load.uuid: parts.enter_context(load.serve()) for load in (real, ours)}
         results = stdio.measure(options.rounds, rows(servers, options.large * MIB), real, ours)

@@ -60,7 +60,7 @@ def run(
     limits: Limits,
     *,
     jobs: int | None = None,
-    workers: int = 1,
+    workers: int,
     config: Sequence[tuple[str, str]] = (),
     watching: Watching = NOBODY,
 ) -> int:

@@ -19,6 +19,7 @@ import bcrypt
 import click
 import pytest
 import trustme
+from click.testing import CliRunner
 
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.cli_http import p2phttp as command
@@ -221,7 +222,7 @@ class TestWhatOptionsMean:
         make_repository(tmp_path / "other", annex_uuid="33333333-3333-4333-8333-333333333333", annex_version="10")
         environ = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
         done = subprocess.run(
-            [sys.executable, "-c", _TELL, "--wideopen", *options.split()],
+            [sys.executable, "-c", _TELL, "--wideopen", "--workers=1", *options.split()],
             cwd=place.directory,
             env=environ,
             capture_output=True,
@@ -229,6 +230,28 @@ class TestWhatOptionsMean:
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert json.loads(done.stdout) == _DEFAULTS | meaning
+
+    @pytest.mark.parametrize(
+        ("cpus", "options", "workers", "lockedfiles"),
+        [
+            (1, "", 1, 100),
+            (None, "", 1, 100),
+            (2, "", 2, 200),
+            (64, "", 4, 400),
+            (64, "--workers=cpus", 64, 6400),
+            (64, "--workers=3 --lockedfiles=7", 3, 7),
+        ],
+    )
+    def test_processes(self, monkeypatch, cpus, options, workers, lockedfiles):
+        told = []
+
+        def note(directories, where, access, limits, *, workers, **_):
+            told.append((workers, limits.lockedfiles))
+
+        monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+        monkeypatch.setattr(p2phttp, "run", note)
+        assert CliRunner().invoke(command, ["--wideopen", *options.split()]).exit_code == 0
+        assert told == [(workers, lockedfiles)]
 
     @pytest.mark.parametrize(
         ("options", "nobody", "alice"),

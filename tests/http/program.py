@@ -43,7 +43,7 @@ class Program:
         is_group: bool = False,
     ) -> None:
         """LISTENING: the sockets of the service manager."""
-        self._options = ("--port=0", "--bind=127.0.0.1", *options)
+        self._options = ("--port=0", "--bind=127.0.0.1", "--workers=1", *options)
         self._directory = directory
         # Short, for the path of a socket.
         self.scratch = tempfile.TemporaryDirectory(prefix="p2phttp-")

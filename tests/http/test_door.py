@@ -11,6 +11,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -532,8 +533,8 @@ class TestLocks:
         door.stop()
         connection.close()
         assert lock_files(place)[1].exists()
-        with pytest.raises(ContentLocked):
-            place.open().remove(HELLO)
+        with closing(place.open()) as repository, pytest.raises(ContentLocked):
+            repository.remove(HELLO)
 
     def test_unknown_ids(self, door: Door, place: Place, lockid: str) -> None:
         for other in ("nosuch", CLIENT, lockid[:-1], lockid + "0"):

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ class TestUploads:
             assert put(door, LARGE_KEY, body, length, offset=offset).json == NOT_STORED
             # The node does not know that there was too much of it.
             assert node.content(LARGE_KEY) in (None, LARGE)
-            node.open().remove(LARGE_KEY)
+            with closing(node.open()) as repository:
+                repository.remove(LARGE_KEY)
         assert put(door, LARGE_KEY, LARGE).json == STORED
 
     def test_a_client_that_goes(self, door: Door, node: RealNode, nodes: Nodes) -> None:
