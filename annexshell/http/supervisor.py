@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from annexshell import log
 from annexshell.errors import AnnexshellError
 from annexshell.http import systemd
+from annexshell.http.listening import CannotListen
 from annexshell.http.siblings import Place
 from annexshell.process import Pipe
 
@@ -87,10 +88,9 @@ class Supervisor:
         self._exit_status = 0
 
     def run(self) -> int:
-        """Gives the exit status: 1 if one of them could not begin."""
-        directory = tempfile.TemporaryDirectory(prefix="annexshell-", dir=_runtime_directory())
+        """Gives the exit status: 1 if one of them could not begin. Raises CannotListen."""
         with (
-            directory as self._directory,
+            _directory_for_sockets() as self._directory,
             Pipe() as self._lifeline,
             Pipe() as self._said,
             _Signals() as self._signals,
@@ -273,6 +273,16 @@ class _Signals:
         signal.set_wakeup_fd(self._fd_before)
         self._pipe.close_write()
         self._pipe.close_read()
+
+
+def _directory_for_sockets() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="annexshell-", dir=_runtime_directory())
+    except OSError as reason:
+        raise CannotListen(
+            f"cannot make a directory for what processes say to each other: {reason.strerror or reason};"
+            " set RUNTIME_DIRECTORY to one that can be written to, or give --workers=1"
+        ) from reason
 
 
 def _runtime_directory() -> str | None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from annexshell.http import supervisor
+from annexshell.http.listening import CannotListen
 from annexshell.http.locks import worker_of
 from annexshell.http.supervisor import Supervisor, Worker
 from tests.http.certificates import contexts, make_certificate
@@ -339,7 +341,14 @@ class TestSupervisor:
         pauses = [later - before for before, later in itertools.pairwise(times)]
         assert len(pauses) == 4
         for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.8), strict=True):
-            assert least <= pause < least + 1
+            assert least <= pause < least + 5
+
+    def test_no_place_for_sockets(self, monkeypatch):
+        for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+        with pytest.raises(CannotListen, match=r"No such file or directory; set RUNTIME_DIRECTORY .* --workers=1"):
+            Supervisor(2, lambda role: None, 1.0).run()
 
     def test_signals_reach_none_that_was_just_started_again(self, monkeypatch, tmp_path):
         monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.1)
