@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
+
+
+def descriptors() -> set[str]:
+    """The open descriptors. To be compared with those before: what earlier tests left to Python is closed now."""
+    gc.collect()
+    return set(os.listdir("/proc/self/fd"))
 
 
 def left_open() -> set[str]:

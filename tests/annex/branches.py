@@ -97,8 +97,3 @@ class Annex:
 def line(time: int, status: int, uuid: bytes) -> bytes:
     """A line of a location log."""
     return b"%ds %d %s\n" % (time, status, uuid)
-
-
-def descriptors() -> set[str]:
-    """The descriptors that this process has open."""
-    return set(os.listdir("/proc/self/fd"))

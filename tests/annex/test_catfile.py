@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from annexshell.annex.catfile import CatFile
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.errors import RepositoryError
-from tests.annex.branches import REF, descriptors
+from tests.annex.branches import REF
+from tests.leftovers import descriptors
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ import pytest
 from annexshell.annex import branchref, commit, git, journal
 from annexshell.errors import RepositoryError
 from annexshell.key import Key
-from tests.annex.branches import HERE, KEY, LOG, REF, THERE, Annex, descriptors, line
+from tests.annex.branches import HERE, KEY, LOG, REF, THERE, Annex, line
 from tests.annex.deaths import die_at
+from tests.leftovers import descriptors
 
 JOURNALED = LOG.replace("/", "_")
 UUIDS = HERE + b" x timestamp=1s\n"

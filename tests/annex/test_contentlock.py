@@ -29,6 +29,7 @@ from tests.annex.disk import (
     let_others_in,
     posix_lock,
 )
+from tests.leftovers import descriptors
 
 LOCKS = vectors.load("objects-locks")
 ALL = set(SUFFIXES)
@@ -470,10 +471,10 @@ def test_content_that_does_not_count(tmp_path: Path, version: int | None) -> Non
     def fail() -> bool:
         raise RepositoryError("cannot tell")
 
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(RepositoryError):
         opened.locks.lock_shared(KEY, fail)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
     assert disk.traces() == set()
 
 
@@ -524,13 +525,13 @@ def test_a_deleted_lock_file_is_no_lock(disk: Disk, monkeypatch: pytest.MonkeyPa
 
 def test_lock_files_that_are_always_deleted(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = disk.open()
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     vanish(monkeypatch, 1000)
     with pytest.raises(ContentLocked):
         opened.lock()
     with pytest.raises(ContentLocked):
         opened.locks.lock_for_removal(KEY)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
     assert disk.traces() == set()
 
 
@@ -809,8 +810,8 @@ def test_no_descriptor_is_left(tmp_path: Path, settings: dict[str, str]) -> None
     disk.store()
     opened = disk.open()
     assert opened.repo.config
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     for action in (opened.lock, lambda: opened.locks.lock_for_removal(KEY)):
         with action():
             assert not stat.S_ISLNK(os.lstat(opened.objects.locate(KEY)).st_mode)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before

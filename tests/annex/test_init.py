@@ -17,7 +17,8 @@ from annexshell.annex.gitrepo import GitRepository
 from annexshell.annex.inodecache import InodeCache
 from annexshell.annex.logs import compatible, uuidmap
 from annexshell.errors import RepositoryError
-from tests.annex.branches import HERE, LOG, THERE, Annex, descriptors, line
+from tests.annex.branches import HERE, LOG, THERE, Annex, line
+from tests.leftovers import descriptors
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 

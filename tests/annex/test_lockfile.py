@@ -10,6 +10,7 @@ import pytest
 from annexshell.annex import lockfile
 from annexshell.annex.lockfile import EXCLUSIVE, SHARED
 from tests.annex.disk import in_child, posix_lock
+from tests.leftovers import descriptors
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_missing_files(path: bytes) -> None:
 
 
 def test_descriptors_are_not_inherited_nor_left_behind(path: bytes) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with held(path, EXCLUSIVE) as lock:
         assert not os.get_inheritable(lock.fd)
         assert lockfile.acquire(path, SHARED, wait=False) is None
@@ -118,4 +119,4 @@ def test_descriptors_are_not_inherited_nor_left_behind(path: bytes) -> None:
     lock.close()
     with pytest.raises(KeyError), lockfile.ClosedOnError(held(path, SHARED)):
         raise KeyError
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before

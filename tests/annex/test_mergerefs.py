@@ -22,9 +22,10 @@ from annexshell.annex.gitrepo import GitRepository
 from annexshell.errors import RepositoryError, TemporaryFailure
 from annexshell.key import Key
 from tests import vectors
-from tests.annex.branches import HERE, LOG, REF, THERE, Annex, descriptors, line
+from tests.annex.branches import HERE, LOG, REF, THERE, Annex, line
 from tests.annex.deaths import die_at
 from tests.annex.test_commit import executable, in_step, index, no_rubbish
+from tests.leftovers import descriptors
 from tests.vectors import to_bytes
 
 SYNCED = "refs/heads/synced/git-annex"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
 import time
@@ -17,6 +16,7 @@ from annexshell.http import connections, handshakes
 from annexshell.http.connections import Server
 from annexshell.http.server import Limits
 from tests.http.doors import HELLO, Door, received, target, wait_until
+from tests.leftovers import descriptors
 
 OpenDoor = Callable[..., Door]
 HELLO_OF_TLS = bytes.fromhex("16030100c8010000c40303") + bytes(50)  # the beginning of what a client says
@@ -47,10 +47,6 @@ def silent(door: Door, said: bytes = b"") -> socket.socket:
     client = socket.create_connection(("127.0.0.1", door.port), timeout=10)
     client.sendall(said)
     return client
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def is_open(client: socket.socket) -> bool:
@@ -92,7 +88,7 @@ def test_they_have_time_but_not_for_ever(open_tls: OpenDoor, monkeypatch: pytest
     monkeypatch.setattr(connections, "HEADER_TIMEOUT", 0.5)
     door = open_tls()
     door.get(HELLO)
-    before = descriptors()
+    before = len(descriptors())
     with ExitStack() as parts:
         began = time.monotonic()
         clients = [parts.enter_context(silent(door, said)) for said in (b"", HELLO_OF_TLS) * 5]
@@ -101,7 +97,7 @@ def test_they_have_time_but_not_for_ever(open_tls: OpenDoor, monkeypatch: pytest
         for client in clients:
             _drain(client)
         assert 0.4 < time.monotonic() - began < 5
-        wait_until(lambda: descriptors() <= before + len(clients))
+        wait_until(lambda: len(descriptors()) <= before + len(clients))
     assert door.post("checkpresent", key=HELLO).json == {"present": True}
 
 
@@ -121,11 +117,11 @@ def test_what_is_no_tls_ends(
     monkeypatch.setattr(connections, "HEADER_TIMEOUT", 1.0)
     door = open_tls()
     door.get(HELLO)
-    before = descriptors()
+    before = len(descriptors())
     with silent(door, said) as client:
         # At the most the way in which TLS itself says no.
         assert not (answer := _drain(client)) or answer[:1] == b"\x15"
-    wait_until(lambda: descriptors() <= before)
+    wait_until(lambda: len(descriptors()) <= before)
     assert door.post("checkpresent", key=HELLO).json == {"present": True}
     assert capfd.readouterr().err == ""
 

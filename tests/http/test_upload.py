@@ -14,6 +14,7 @@ import pytest
 from annexshell.annex.receive import LocalUpload
 from annexshell.key import Key
 from tests.http.doors import CLIENT, HELLO, SERVED, Door, Place, key_of, target, wait_until
+from tests.leftovers import descriptors
 from tests.shell import git
 
 CONTENT = os.urandom(3_000_000)
@@ -291,10 +292,10 @@ class TestOurTrouble:
             wait_until(lambda: not transfers())
 
         use()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         for _ in range(5):
             use()
-        wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        wait_until(lambda: len(descriptors()) <= before)
 
 
 @pytest.mark.parametrize("client", ["..", ".", "lck", "a/b", "%00", "x" * 256, "a%0ab", "%0a", "a%20b", "[Li4=]"])
