@@ -110,8 +110,10 @@ def add_and_sync_locally(writers: Writers, repo: Repo, ledger: Ledger, files: di
         key = files[f"local{number}"] = key_for(content)
         (repo.path / f"local{number}").write_bytes(content)
         # It ends well, and has added nothing to the index, when others had that at the moment.
-        while not repo.annex("lookupkey", f"local{number}", check=False):
+        for _ in range(50):
             repo.annex("add", "-c", "annex.addunlocked=false", "--quiet", "--backend=SHA256", f"local{number}")
+            if repo.annex("lookupkey", f"local{number}", check=False):
+                break
         ledger.present[key], ledger.contents[key] = True, content
         synced = repo.annex("sync", "--no-content", check=False)
         # git does not wait for others that have the index, as all programs here do now and then.
