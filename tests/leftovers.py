@@ -8,9 +8,14 @@ from pathlib import Path
 
 
 def descriptors() -> set[str]:
-    """The open descriptors. To be compared with those before: what earlier tests left to Python is closed now."""
-    gc.collect()
+    """The descriptors that are open."""
     return set(os.listdir("/proc/self/fd"))
+
+
+def descriptors_before() -> set[str]:
+    """The same, to compare with later: what earlier tests left to Python to close does not go meanwhile."""
+    gc.collect()
+    return descriptors()
 
 
 def left_open() -> set[str]:

@@ -59,8 +59,8 @@ def run(
     access: Options,
     limits: Limits,
     *,
-    jobs: int | None = None,
     workers: int,
+    jobs: int | None = None,
     config: Sequence[tuple[str, str]] = (),
     watching: Watching = NOBODY,
 ) -> int:

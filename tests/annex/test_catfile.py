@@ -15,7 +15,7 @@ from annexshell.annex.catfile import CatFile
 from annexshell.annex.gitrepo import GitRepository
 from annexshell.errors import RepositoryError
 from tests.annex.branches import REF
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_name_with_line_ends(annex, cat_file):
 
 
 def test_nothing_is_left_running_or_open(annex):
-    before = descriptors()
+    before = descriptors_before()
     repo = GitRepository(os.fsencode(annex.path))
     cat_file = CatFile(repo)
     cat_file.close()
@@ -131,7 +131,7 @@ def test_a_killed_process_is_replaced(cat_file):
 )
 def test_a_git_that_talks_nonsense(cat_file, stub, script):
     stub(script)
-    before = descriptors()
+    before = descriptors_before()
     with pytest.raises(RepositoryError, match="git"):
         cat_file.get(name("uuid.log"))
     assert descriptors() == before

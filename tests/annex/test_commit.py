@@ -16,7 +16,7 @@ from annexshell.errors import RepositoryError
 from annexshell.key import Key
 from tests.annex.branches import HERE, KEY, LOG, REF, THERE, Annex, line
 from tests.annex.deaths import die_at
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 JOURNALED = LOG.replace("/", "_")
 UUIDS = HERE + b" x timestamp=1s\n"
@@ -417,7 +417,7 @@ def test_a_git_that_fails(annex, tmp_path, monkeypatch, command, how):
     if command == "diff-index":
         annex.push({"uuid.log": UUIDS})
     annex.record(present=False)
-    before = annex.tip(), annex.tree(), index(annex), descriptors()
+    before = annex.tip(), annex.tree(), index(annex), descriptors_before()
     real = subprocess.run(["which", "git"], check=True, capture_output=True, text=True).stdout.strip()
     executable(
         tmp_path / "stub" / "git",

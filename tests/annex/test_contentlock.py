@@ -29,7 +29,7 @@ from tests.annex.disk import (
     let_others_in,
     posix_lock,
 )
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 LOCKS = vectors.load("objects-locks")
 ALL = set(SUFFIXES)
@@ -471,7 +471,7 @@ def test_content_that_does_not_count(tmp_path: Path, version: int | None) -> Non
     def fail() -> bool:
         raise RepositoryError("cannot tell")
 
-    before = descriptors()
+    before = descriptors_before()
     with pytest.raises(RepositoryError):
         opened.locks.lock_shared(KEY, fail)
     assert descriptors() == before
@@ -525,7 +525,7 @@ def test_a_deleted_lock_file_is_no_lock(disk: Disk, monkeypatch: pytest.MonkeyPa
 
 def test_lock_files_that_are_always_deleted(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = disk.open()
-    before = descriptors()
+    before = descriptors_before()
     vanish(monkeypatch, 1000)
     with pytest.raises(ContentLocked):
         opened.lock()
@@ -810,7 +810,7 @@ def test_no_descriptor_is_left(tmp_path: Path, settings: dict[str, str]) -> None
     disk.store()
     opened = disk.open()
     assert opened.repo.config
-    before = descriptors()
+    before = descriptors_before()
     for action in (opened.lock, lambda: opened.locks.lock_for_removal(KEY)):
         with action():
             assert not stat.S_ISLNK(os.lstat(opened.objects.locate(KEY)).st_mode)

@@ -15,7 +15,7 @@ from annexshell.annex import external_backend, verify
 from annexshell.annex.external_backend import ExternalBackends
 from annexshell.key import Key
 from tests.annex.verifying import is_secure, verify_file
-from tests.leftovers import descriptors, left_open
+from tests.leftovers import descriptors, descriptors_before, left_open
 
 HELLO_MD5 = b"5d41402abc4b2a76b9719d911017c592"
 KEY = Key(b"XTEST-s5--" + HELLO_MD5)
@@ -107,7 +107,7 @@ def no_child_is_left():
 
 
 def test_one_program_verifies_one_key_after_the_other(installed, hello, wrong, warnings):
-    before = descriptors()
+    before = descriptors_before()
     with ExternalBackends() as programs:
         assert programs.verify(KEY, hello) is True
         assert programs.verify(KEY, wrong) is False

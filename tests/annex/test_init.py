@@ -18,7 +18,7 @@ from annexshell.annex.inodecache import InodeCache
 from annexshell.annex.logs import compatible, uuidmap
 from annexshell.errors import RepositoryError
 from tests.annex.branches import HERE, LOG, THERE, Annex, line
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -49,7 +49,7 @@ def make_clone(source: Path, target: Path, *options: str) -> Path:
 
 def test_a_bare_repository(fresh, monkeypatch):
     monkeypatch.setenv("USER", "someone")
-    before = descriptors()
+    before = descriptors_before()
     repo = initialise(fresh)
     assert UUID.fullmatch(repo.uuid.decode())
     assert repo.version == 10

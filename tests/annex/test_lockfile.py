@@ -10,7 +10,7 @@ import pytest
 from annexshell.annex import lockfile
 from annexshell.annex.lockfile import EXCLUSIVE, SHARED
 from tests.annex.disk import in_child, posix_lock
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_missing_files(path: bytes) -> None:
 
 
 def test_descriptors_are_not_inherited_nor_left_behind(path: bytes) -> None:
-    before = descriptors()
+    before = descriptors_before()
     with held(path, EXCLUSIVE) as lock:
         assert not os.get_inheritable(lock.fd)
         assert lockfile.acquire(path, SHARED, wait=False) is None

@@ -25,7 +25,7 @@ from tests import vectors
 from tests.annex.branches import HERE, LOG, REF, THERE, Annex, line
 from tests.annex.deaths import die_at
 from tests.annex.test_commit import executable, in_step, index, no_rubbish
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 from tests.vectors import to_bytes
 
 SYNCED = "refs/heads/synced/git-annex"
@@ -316,7 +316,7 @@ def test_nothing_to_merge_costs_no_git(annex, monkeypatch):
     with annex.open() as branch:
         assert not branch.update()  # after which it is known that the first one is merged
     assert merged(annex)[ORIGIN] == old
-    before = annex.tip(), descriptors()
+    before = annex.tip(), descriptors_before()
     monkeypatch.setattr(git, "output", None)
     (annex.directory / "journal.lck").unlink()
     with annex.open() as branch:
@@ -590,7 +590,7 @@ FAILURES = [
 def test_a_git_that_fails(annex, tmp_path, monkeypatch, command, how):
     push_to(annex, SYNCED, {"a.log": b"a\n"})
     annex.record(present=False)
-    before = annex.tip(), annex.tree(), index(annex), annex.journal(), descriptors()
+    before = annex.tip(), annex.tree(), index(annex), annex.journal(), descriptors_before()
     real = subprocess.run(["which", "git"], check=True, capture_output=True, text=True).stdout.strip()
     executable(
         tmp_path / "stub" / "git", f'for word; do case $word in {command}) {how}; exit;; esac; done; exec {real} "$@"'

@@ -20,7 +20,7 @@ from annexshell.key import Key
 from annexshell.uuid import NO_UUID, UUID
 from tests import vectors
 from tests.annex.disk import KEY, Disk, Opened, as_unprivileged, in_child, let_others_in, posix_lock
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 CLIENT = UUID(b"7f0e7ed0-2d57-4d9e-a7ee-5ab1b3c4d001")
 OTHER = UUID(b"0c0ffee0-0000-4000-8000-000000000002")
@@ -154,7 +154,7 @@ def test_either_lock_of_another_process_refuses(disk: Disk, opened: Opened, lock
         return fd
 
     with in_child(hold):
-        before = descriptors()
+        before = descriptors_before()
         with pytest.raises(TransferRefused):
             opened.transfers.download(KEY, CLIENT, None)
         assert descriptors() == before
@@ -371,7 +371,7 @@ def test_a_part_that_is_read_only(disk: Disk, opened: Opened, monkeypatch: pytes
         return acquire(path, kind, **how)
 
     monkeypatch.setattr(lockfile, "acquire", denied)
-    before = descriptors()
+    before = descriptors_before()
     with opened.transfers.download(KEY, CLIENT, None) as transfer:
         assert not transfer.is_locked
         assert descriptors() == before
@@ -382,7 +382,7 @@ def test_a_full_disk(disk: Disk, opened: Opened, monkeypatch: pytest.MonkeyPatch
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = descriptors()
+    before = descriptors_before()
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(RepositoryError, match="No space left"):
         opened.transfers.download(KEY, CLIENT, None)

@@ -16,7 +16,7 @@ from annexshell.http import connections, handshakes
 from annexshell.http.connections import Server
 from annexshell.http.server import Limits
 from tests.http.doors import HELLO, Door, received, target, wait_until
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 OpenDoor = Callable[..., Door]
 HELLO_OF_TLS = bytes.fromhex("16030100c8010000c40303") + bytes(50)  # the beginning of what a client says
@@ -88,7 +88,7 @@ def test_they_have_time_but_not_for_ever(open_tls: OpenDoor, monkeypatch: pytest
     monkeypatch.setattr(connections, "HEADER_TIMEOUT", 0.5)
     door = open_tls()
     door.get(HELLO)
-    before = len(descriptors())
+    before = len(descriptors_before())
     with ExitStack() as parts:
         began = time.monotonic()
         clients = [parts.enter_context(silent(door, said)) for said in (b"", HELLO_OF_TLS) * 5]
@@ -117,7 +117,7 @@ def test_what_is_no_tls_ends(
     monkeypatch.setattr(connections, "HEADER_TIMEOUT", 1.0)
     door = open_tls()
     door.get(HELLO)
-    before = len(descriptors())
+    before = len(descriptors_before())
     with silent(door, said) as client:
         # At the most the way in which TLS itself says no.
         assert not (answer := _drain(client)) or answer[:1] == b"\x15"

@@ -14,7 +14,7 @@ import pytest
 from annexshell.annex.receive import LocalUpload
 from annexshell.key import Key
 from tests.http.doors import CLIENT, HELLO, SERVED, Door, Place, key_of, target, wait_until
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 from tests.shell import git
 
 CONTENT = os.urandom(3_000_000)
@@ -292,7 +292,7 @@ class TestOurTrouble:
             wait_until(lambda: not transfers())
 
         use()
-        before = len(descriptors())
+        before = len(descriptors_before())
         for _ in range(5):
             use()
         wait_until(lambda: len(descriptors()) <= before)

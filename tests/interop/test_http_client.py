@@ -25,7 +25,7 @@ from annexshell.repository import AlreadyHave
 from annexshell.uuid import UUID
 from tests.http.certificates import make_certificate
 from tests.interop.harness import Repo, pseudorandom, running, wait_until
-from tests.leftovers import descriptors
+from tests.leftovers import descriptors, descriptors_before
 
 LARGE = pseudorandom(3_000_000)
 VERSIONS = range(5)
@@ -394,7 +394,7 @@ def test_downloads_that_were_given_up(serve: Callable[..., Server], connect: Cal
     server = serve("--wideopen")
     key = Key(server.repo.add("f", LARGE).encode())
     remote = connect(server)
-    before = len(descriptors())
+    before = len(descriptors_before())
     for _ in range(20):
         with remote.get(key, 0, None) as content:
             content.source.readinto(memoryview(bytearray(10)))

@@ -333,7 +333,7 @@ def test_a_signal_ends_waiting_for_a_node(number: signal.Signals, node: str, pro
         process.send_signal(number)
         assert process.stdout.read() == b""
         assert process.wait(10) == -number
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 4  # less than the time that a node has to end by itself
 
 
 def test_a_proxy_with_a_full_disk_tells_the_truth(tmp_path: Path) -> None:

@@ -352,4 +352,4 @@ def test_a_client_that_is_gone_is_not_waited_for_a_node(start: Any, nodes: Nodes
             session.close()
             began = time.monotonic()
             session.join()
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 4

@@ -159,7 +159,7 @@ def test_silence_is_not_waited_for_longer_than_wanted(
     monkeypatch.setattr(child, "_LAST_GRACE", 0.2)
     began = time.monotonic()
     said = failure(connect, host, patience=Patience(0.3))
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 4
     assert "0.3 seconds" in said
 
 
@@ -188,7 +188,7 @@ def test_nobody_waits_for_a_remote_whose_client_is_gone(connect: Opener) -> None
         began = time.monotonic()
         with pytest.raises(Hangup):
             connect("silent", patience=Patience(None, for_whom=writer))
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 4
     finally:
         os.close(writer)
 
@@ -206,7 +206,7 @@ def test_one_that_does_not_end_is_ended(connect: Opener, fake_ssh: FakeSsh, monk
     remote.send(m.GetTimestamp())
     began = time.monotonic()
     remote.close()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 4
 
 
 def test_a_failure_leaves_no_share_behind(connect: Opener, tmp_path: Path) -> None:
